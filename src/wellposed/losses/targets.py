@@ -1,0 +1,71 @@
+"""What classification losses share: targets as class indices or as probabilities, checks, reductions."""
+
+from typing import Literal, TypeAlias, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Reduction: TypeAlias = Literal["mean", "sum", "none"]
+Logits: TypeAlias = Float[Tensor, "N C"]
+Targets: TypeAlias = Int[Tensor, " N"] | Float[Tensor, "N C"]
+Loss: TypeAlias = Float[Tensor, ""] | Float[Tensor, " N"]
+
+
+def check_reduction(reduction: str) -> Reduction:
+    """Return ``reduction`` if it is one, else say which there are."""
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction={reduction!r}: expected one of {', '.join(map(repr, get_args(Reduction)))}")
+    return reduction  # type: ignore[return-value]
+
+
+def check_classification(outputs: Tensor, targets: Tensor) -> None:
+    """Refuse shapes and types that would broadcast into a wrong number.
+
+    Reads no values, so it costs nothing on an accelerator; an index out of range is reported by the kernel.
+
+    Raises:
+        ValueError: if ``outputs`` is not ``(N, C)`` floating, or ``targets`` neither ``(N,)`` int64 nor ``(N, C)``
+            floating.
+    """
+    if outputs.ndim != 2 or not outputs.is_floating_point():
+        raise ValueError(f"outputs must be floating logits (N, C), got {outputs.dtype} {tuple(outputs.shape)}")
+    if targets.is_floating_point():
+        if targets.shape != outputs.shape:
+            raise ValueError(
+                f"probability targets must have the shape of the outputs {tuple(outputs.shape)}, "
+                f"got {tuple(targets.shape)}"
+            )
+    elif targets.dtype != torch.int64 or targets.shape != outputs.shape[:1]:
+        raise ValueError(
+            f"class targets must be int64 ({outputs.shape[0]},), got {targets.dtype} {tuple(targets.shape)}"
+        )
+
+
+def promote(outputs: Tensor) -> Tensor:
+    """Half-precision logits as float32, anything else as it is: sums of exponentials need the digits."""
+    return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+
+
+def probabilities(
+    targets: Int[Tensor, " N"] | Float[Tensor, "N C"], like: Float[Tensor, "N C"]
+) -> Float[Tensor, "N C"]:
+    """Targets as probabilities: one-hot where they are indices, unchanged but for the type where they are not."""
+    if targets.is_floating_point():
+        return targets.to(like.dtype)
+    return F.one_hot(targets, like.shape[1]).to(like.dtype)
+
+
+def expected(values: Logits, targets: Targets) -> Float[Tensor, " N"]:
+    """``sum_k q_k values_k``: the value at the target class, or its mean under a target distribution."""
+    if targets.is_floating_point():
+        return (values * targets.to(values.dtype)).sum(1)
+    return values.gather(1, targets[:, None]).squeeze(1)
+
+
+def reduce(losses: Float[Tensor, " N"], reduction: Reduction) -> Loss:
+    """Mean, sum, or the losses as they are."""
+    if reduction == "mean":
+        return losses.mean()
+    return losses.sum() if reduction == "sum" else losses
