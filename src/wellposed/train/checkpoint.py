@@ -1,0 +1,114 @@
+"""Checkpoints that are either whole or not there: written beside, synced, renamed, and verified before use."""
+
+import contextlib
+import hashlib
+import io
+import os
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+_MARK = b"wellposed-sha256"
+_TRAILER = len(_MARK) + 32
+
+
+class CorruptCheckpointError(ValueError):
+    """The file is not what was written: truncated, altered, or not a checkpoint of ours."""
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` so that a kill at any instant leaves the old file or the new one, whole.
+
+    Raises:
+        OSError: if the disk is full or the folder not writable; ``path`` is then as before.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Save ``state`` (tensors and plain Python values) to ``path``, keeping what stood there as ``<path>.previous``."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    if path.exists():
+        previous = path.with_name(path.name + ".previous")
+        with contextlib.suppress(FileNotFoundError):
+            previous.unlink()
+        os.link(path, previous)
+    write_atomic(path, content + _MARK + hashlib.sha256(content).digest())
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Load what :func:`save` wrote, executing nothing.
+
+    Raises:
+        CorruptCheckpointError: if the checksum does not match.
+        FileNotFoundError: if there is no such file.
+    """
+    raw = path.read_bytes()
+    content, mark, digest = raw[:-_TRAILER], raw[-_TRAILER:-32], raw[-32:]
+    if mark != _MARK or hashlib.sha256(content).digest() != digest:
+        raise CorruptCheckpointError(f"{path}: checksum does not match; the file is truncated or was altered")
+    state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    return state
+
+
+def load_latest(path: Path) -> tuple[dict[str, Any], str | None]:
+    """Load ``path``, or the checkpoint before it when that one is corrupt.
+
+    Returns:
+        The state, and a sentence about what was wrong with the newest file (``None`` if nothing).
+
+    Raises:
+        CorruptCheckpointError: if neither is whole.
+        FileNotFoundError: if there is none.
+    """
+    try:
+        return load(path), None
+    except CorruptCheckpointError as error:
+        try:
+            return load(path.with_name(path.name + ".previous")), f"{error}; the checkpoint before it is used"
+        except FileNotFoundError:
+            raise error from None
+
+
+def random_state() -> dict[str, Any]:
+    """Every global random generator's state, as tensors and numbers."""
+    version, python, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": [version, list(python), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restore what :func:`random_state` gave."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    version, python, gauss = state["python"]
+    random.setstate((version, tuple(python), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))

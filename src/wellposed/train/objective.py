@@ -1,0 +1,166 @@
+"""The objective on one batch: the loss, the penalties, and exactly the quantities they name."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from wellposed.train.batches import Batch
+from wellposed.train.needs import nearest, needs_of
+
+_OF_THE_RUN = frozenset({"model", "teacher", "epoch", "step", "progress"})
+
+
+class Clock(NamedTuple):
+    """Where a run stands."""
+
+    epoch: int
+    step: int
+    progress: float
+
+
+class Objective:
+    """``mean loss + sum of penalties`` of one batch, ready to be differentiated.
+
+    Args:
+        model: the module in training; penalties that ask for ``model`` get it as it is.
+        forward: what computes the outputs: the model, or the model as a strategy or precision wrapped it.
+        loss: a loss module.
+        penalties: penalty modules.
+        teacher: for methods that ask for one.
+        features_of: qualified name of the layer whose input is ``features``; the last ``nn.Linear`` by default.
+        weighted: whether batches carry sample weights.
+        keep_outputs: keep each batch's outputs, without their graph, in ``seen``.
+
+    Raises:
+        TypeError: if a method asks for something no loop supplies, or needs per-sample losses of a loss without them.
+        ValueError: if a method asks for a teacher or features and there are none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Callable[[Any], Any],
+        loss: nn.Module,
+        penalties: Sequence[nn.Module] = (),
+        *,
+        teacher: nn.Module | None = None,
+        features_of: str | None = None,
+        weighted: bool = False,
+        keep_outputs: bool = False,
+    ) -> None:
+        self.model, self.forward, self.loss, self.teacher = model, forward, loss, teacher
+        self._loss_needs = needs_of(loss.forward, supplied=2)
+        asked = [(penalty, needs_of(penalty.forward)) for penalty in penalties]
+        self._of_batch = [(p, names) for p, names in asked if not _OF_THE_RUN.issuperset(names)]
+        self._of_run = [(p, names) for p, names in asked if _OF_THE_RUN.issuperset(names)]
+        self.needs = frozenset(self._loss_needs).union(*(names for _, names in asked))
+        if "teacher" in self.needs and teacher is None:
+            raise ValueError(f"{self._who('teacher')} needs a teacher: give the Trainer one")
+        self.reduction = getattr(loss, "reduction", "mean")
+        self._each = weighted or "losses" in self.needs
+        if self._each and not hasattr(loss, "reduction"):
+            raise TypeError(f"{type(loss).__name__} has no reduction, so it cannot give per-sample losses")
+        self.seen: list[Tensor] = []
+        self._keep_outputs = keep_outputs
+        self._features: Tensor | None = None
+        self._hook = self._watch_features(features_of) if "features" in self.needs else None
+
+    def close(self) -> None:
+        """Take the feature hook off the model."""
+        if self._hook is not None:
+            self._hook.remove()
+
+    def __call__(self, batch: Batch, clock: Clock, share: float | Tensor = 1.0, *, once: bool = True) -> Tensor:
+        """Return what to differentiate for this batch.
+
+        Args:
+            batch: inputs and targets after the transforms.
+            clock: where the run stands.
+            share: this batch's share of the step, for accumulation and data parallelism.
+            once: whether penalties that do not depend on the batch are charged now; true once a step.
+        """
+        outputs = self.forward(batch.inputs)
+        if self._keep_outputs:
+            self.seen.append(outputs.detach())
+        if not self._loss_needs and not self._each and not self._of_batch:
+            value: Tensor = self.loss(outputs, batch.targets)
+        else:
+            value = self._with_needs(outputs, batch, clock)
+        if share != 1.0:
+            value = value * share
+        if once:
+            for penalty, names in self._of_run:
+                if _active(penalty):
+                    value = value + penalty(**self._supply(names, batch, clock))
+        return value
+
+    def _with_needs(self, outputs: Any, batch: Batch, clock: Clock) -> Tensor:
+        extra = self._supply(self._loss_needs, batch, clock, outputs=outputs)
+        losses = None
+        if self._each:
+            kept, self.loss.reduction = self.loss.reduction, "none"  # type: ignore[assignment]
+            try:
+                losses = self.loss(outputs, batch.targets, **extra)
+            finally:
+                self.loss.reduction = kept
+            losses = losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+            value = _weighted(losses, batch.weight, self.reduction)
+        else:
+            value = self.loss(outputs, batch.targets, **extra)
+        total: Tensor = value
+        for penalty, names in self._of_batch:
+            if _active(penalty):
+                total = total + penalty(**self._supply(names, batch, clock, outputs=outputs, loss=value, losses=losses))
+        return total
+
+    def _supply(self, names: Sequence[str], batch: Batch, clock: Clock, **computed: Any) -> dict[str, Any]:
+        given: dict[str, Any] = {}
+        for name in names:
+            if name in computed:
+                given[name] = computed[name]
+            elif name in ("inputs", "targets", "index", "group"):
+                given[name] = getattr(batch, name)
+                if given[name] is None:
+                    raise ValueError(f"{self._who(name)} needs {name!r}, which the training data does not carry")
+            elif name in ("epoch", "step", "progress"):
+                given[name] = getattr(clock, name)
+            elif name == "features":
+                given[name] = self._features
+            else:
+                given[name] = getattr(self, name)
+        return given
+
+    def _who(self, need: str) -> str:
+        for method, names in [(self.loss, self._loss_needs), *self._of_batch, *self._of_run]:
+            if need in names:
+                return type(method).__name__
+        return "a method"
+
+    def _watch_features(self, name: str | None) -> torch.utils.hooks.RemovableHandle:
+        layers = dict(self.model.named_modules())
+        if name is None:
+            linear = [n for n, m in layers.items() if isinstance(m, nn.Linear)]
+            if not linear:
+                raise ValueError(f"{self._who('features')} needs features: name their layer with features_of=")
+            name = linear[-1]
+        if name not in layers:
+            raise ValueError(f"features_of={name!r}: the model has no such layer{nearest(name, layers)}")
+
+        def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            self._features = inputs[0]
+
+        handle: torch.utils.hooks.RemovableHandle = layers[name].register_forward_pre_hook(keep)
+        return handle
+
+
+def _active(penalty: nn.Module) -> bool:
+    return getattr(penalty, "strength", 1.0) != 0
+
+
+def _weighted(losses: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    if weight is None:
+        return losses.sum() if reduction == "sum" else losses.mean()
+    total = (losses * weight).sum()
+    return total if reduction == "sum" else total / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
