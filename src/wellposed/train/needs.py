@@ -8,10 +8,11 @@ A method names what it needs as parameters, as a test names its fixtures:
 What nobody names is not computed: features are hooked, per-sample losses kept and indices carried only on demand.
 """
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import MappingProxyType
+
+from wellposed.errors import nearest
 
 NEEDS = MappingProxyType(
     {
@@ -39,18 +40,6 @@ FACTS = MappingProxyType(
     }
 )
 """What a constructor may name and a recipe fills in from the data when it builds the method."""
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """``", did you mean 'x'?"`` with the closest of ``names``, or nothing when none is close.
-
-    >>> nearest("MaxSupp", ["MaxSup", "SAM"])
-    ", did you mean 'MaxSup'?"
-    """
-    known = list(names)
-    folded = {n.casefold(): n for n in known}
-    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
-    return f", did you mean {folded[close[0]]!r}?" if close else ""
 
 
 def needs_of(function: Callable[..., object], *, supplied: int = 0) -> tuple[str, ...]:

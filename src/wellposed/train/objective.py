@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from wellposed.errors import nearest
 from wellposed.train.batches import Batch
-from wellposed.train.needs import nearest, needs_of
+from wellposed.train.needs import needs_of
 
 _OF_THE_RUN = frozenset({"model", "teacher", "epoch", "step", "progress"})
 
@@ -62,7 +63,7 @@ class Objective:
         self._each = weighted or "losses" in self.needs
         if self._each and not hasattr(loss, "reduction"):
             raise TypeError(f"{type(loss).__name__} has no reduction, so it cannot give per-sample losses")
-        self.seen: list[Tensor] = []
+        self.seen: list[Any] = []
         self._keep_outputs = keep_outputs
         self._features: Tensor | None = None
         self._hook = self._watch_features(features_of) if "features" in self.needs else None

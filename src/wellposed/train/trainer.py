@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Sampler
 
+from wellposed.errors import nearest
 from wellposed.train import checkpoint as files
 from wellposed.train.batches import Batch, Data, Feed, shard, shares
 from wellposed.train.evaluation import Metric, figures, outputs_of
-from wellposed.train.needs import nearest, needs_of
+from wellposed.train.needs import needs_of
 from wellposed.train.objective import Clock, Objective
 from wellposed.train.scaling import GradientOverflowError, LossScale
 from wellposed.train.stopping import BestWeights

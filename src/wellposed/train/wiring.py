@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 from torch.optim.lr_scheduler import LRScheduler
 
-from wellposed.train.needs import nearest
+from wellposed.errors import nearest
 
 EVENTS = ("on_fit_start", "on_epoch_start", "on_step_start", "on_step_end", "on_epoch_end", "on_fit_end")
 Schedule: TypeAlias = Callable[[float], float]
