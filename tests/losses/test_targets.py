@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wellposed.losses.targets import check_classification, expected, probabilities, promote, reduce
+from wellposed.losses.targets import check_classification, cross_entropy, expected, probabilities, promote, reduce
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,24 @@ def test_expected_is_the_value_at_the_target_for_both_forms():
     by_hand = torch.stack([values[i, t] for i, t in enumerate(targets.tolist())])
     torch.testing.assert_close(expected(values, targets), by_hand)
     torch.testing.assert_close(expected(values, probabilities(targets, values)), by_hand)
+
+
+def test_expected_leaves_out_classes_without_probability():
+    values = torch.tensor([[1.0, -torch.inf, 3.0]], requires_grad=True)
+    q = torch.tensor([[0.25, 0.0, 0.75]])
+    got = expected(values, q, torch.square)
+    assert got.item() == 0.25 * 1 + 0.75 * 9
+    (grad,) = torch.autograd.grad(got.sum(), values)
+    assert grad.tolist() == [[0.25 * 2, 0.0, 0.75 * 6]]
+    assert expected(values, torch.tensor([2]), torch.square).item() == 9
+
+
+def test_cross_entropy_is_torch_s_for_both_forms():
+    z, y = torch.randn(6, 4), torch.tensor([0, 3, 1, 2, 2, 0])
+    by_torch = torch.nn.functional.cross_entropy(z, y, reduction="none")
+    torch.testing.assert_close(cross_entropy(z, y), by_torch)
+    q = torch.rand(6, 4).softmax(1)
+    torch.testing.assert_close(cross_entropy(z, q), torch.nn.functional.cross_entropy(z, q, reduction="none"))
 
 
 def test_promote_only_touches_half_precision():

@@ -1,1 +1,5 @@
-"""adapt."""
+"""A trained model changed: fine-tuned, continued, kept able to learn."""
+
+from wellposed.adapt.plasticity import ContinualBackprop
+
+__all__ = ["ContinualBackprop"]

@@ -5,7 +5,16 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import nn
 
-from wellposed.losses.targets import Logits, Loss, Targets, check_classification, check_reduction, promote, reduce
+from wellposed.losses.targets import (
+    Logits,
+    Loss,
+    Targets,
+    check_classification,
+    check_reduction,
+    cross_entropy,
+    promote,
+    reduce,
+)
 from wellposed.space import Space, Uniform
 
 
@@ -37,7 +46,7 @@ class CrossEntropy(nn.Module):
     def forward(self, outputs: Logits, targets: Targets) -> Loss:
         """Return the loss of ``outputs`` at ``targets``."""
         check_classification(outputs, targets)
-        return F.cross_entropy(promote(outputs), targets, reduction=self.reduction)
+        return reduce(cross_entropy(promote(outputs), targets), self.reduction)
 
 
 class LabelSmoothing(nn.Module):
@@ -74,7 +83,9 @@ class LabelSmoothing(nn.Module):
     def forward(self, outputs: Logits, targets: Targets) -> Loss:
         """Return the loss of ``outputs`` at ``targets``."""
         check_classification(outputs, targets)
-        return F.cross_entropy(promote(outputs), targets, reduction=self.reduction, label_smoothing=self.alpha)
+        z = promote(outputs)
+        q = targets.to(z.dtype) if targets.is_floating_point() else targets
+        return F.cross_entropy(z, q, reduction=self.reduction, label_smoothing=self.alpha)
 
 
 class MaxSup(nn.Module):
@@ -116,5 +127,5 @@ class MaxSup(nn.Module):
         """Return the loss of ``outputs`` at ``targets``."""
         check_classification(outputs, targets)
         z = promote(outputs)
-        losses = F.cross_entropy(z, targets, reduction="none")
+        losses = cross_entropy(z, targets)
         return reduce(losses + self.alpha * (z.amax(1) - z.mean(1)), self.reduction)

@@ -1,5 +1,6 @@
 """What classification losses share: targets as class indices or as probabilities, checks, reductions."""
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -54,14 +55,28 @@ def probabilities(
     """Targets as probabilities: one-hot where they are indices, unchanged but for the type where they are not."""
     if targets.is_floating_point():
         return targets.to(like.dtype)
-    return F.one_hot(targets, like.shape[1]).to(like.dtype)
+    return torch.zeros_like(like).scatter(1, targets[:, None], 1.0)
 
 
-def expected(values: Logits, targets: Targets) -> Float[Tensor, " N"]:
-    """``sum_k q_k values_k``: the value at the target class, or its mean under a target distribution."""
+def expected(values: Logits, targets: Targets, cost: Callable[[Tensor], Tensor] | None = None) -> Float[Tensor, " N"]:
+    """``sum_k q_k cost(values_k)``: the cost at the target class, or its mean under a target distribution.
+
+    Classes of probability 0 are left out, whatever their value, so that a class masked by a logit of minus infinity
+    costs nothing. ``cost`` works elementwise and is the identity if not given; it must be finite at 0.
+    """
+    if not targets.is_floating_point():
+        chosen = values.gather(1, targets[:, None]).squeeze(1)
+        return chosen if cost is None else cost(chosen)
+    chosen = values.masked_fill(targets == 0, 0.0)
+    return ((chosen if cost is None else cost(chosen)) * targets.to(values.dtype)).sum(1)
+
+
+def cross_entropy(logits: Logits, targets: Targets) -> Float[Tensor, " N"]:
+    """``-sum_k q_k log softmax(z)_k`` of every sample; a class masked by minus infinity may have probability 0."""
     if targets.is_floating_point():
-        return (values * targets.to(values.dtype)).sum(1)
-    return values.gather(1, targets[:, None]).squeeze(1)
+        logits = logits.clamp(min=torch.finfo(logits.dtype).min)  # 0 times infinity is not a number
+        targets = targets.to(logits.dtype)
+    return F.cross_entropy(logits, targets, reduction="none")
 
 
 def reduce(losses: Float[Tensor, " N"], reduction: Reduction) -> Loss:

@@ -1,1 +1,59 @@
-"""measure."""
+"""What a model or a run is like: it looks and changes nothing."""
+
+from wellposed.measure.curvature import (
+    Eigenpairs,
+    Estimate,
+    Hessian,
+    SpectralDensity,
+    spectral_density,
+    top_eigenvalues,
+    trace,
+)
+from wellposed.measure.exact import Spectrum, dense_hessian, spectrum
+from wellposed.measure.gradients import (
+    GradientDirections,
+    direction_error,
+    direction_variance,
+    gradient_direction_statistics,
+)
+from wellposed.measure.interpolate import Interpolation, interpolate_loss
+from wellposed.measure.looking import unchanged
+from wellposed.measure.noise import (
+    BatchTradeoff,
+    GradientNoiseScale,
+    QuadraticModel,
+    adaptive_batch,
+    fit_batch_tradeoff,
+    noisy_quadratic,
+)
+from wellposed.measure.sharpness import Sharpness, SharpnessMonitor, stable_sharpness, stable_sharpness_adam
+
+__all__ = [
+    "BatchTradeoff",
+    "Eigenpairs",
+    "Estimate",
+    "GradientDirections",
+    "GradientNoiseScale",
+    "Hessian",
+    "Interpolation",
+    "QuadraticModel",
+    "Sharpness",
+    "SharpnessMonitor",
+    "SpectralDensity",
+    "Spectrum",
+    "adaptive_batch",
+    "dense_hessian",
+    "direction_error",
+    "direction_variance",
+    "fit_batch_tradeoff",
+    "gradient_direction_statistics",
+    "interpolate_loss",
+    "noisy_quadratic",
+    "spectral_density",
+    "spectrum",
+    "stable_sharpness",
+    "stable_sharpness_adam",
+    "top_eigenvalues",
+    "trace",
+    "unchanged",
+]

@@ -1,0 +1,129 @@
+"""Losses that are polynomials in the probability missing at the target: focal loss and PolyLoss."""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wellposed.losses.targets import (
+    Logits,
+    Loss,
+    Targets,
+    check_classification,
+    check_reduction,
+    expected,
+    probabilities,
+    promote,
+    reduce,
+)
+from wellposed.space import Space, Uniform
+
+
+class Focal(nn.Module):
+    r"""Cross-entropy that a well-classified sample hardly enters.
+
+    .. math:: L = -\sum_k q_k (1 - p_k)^\gamma \log p_k, \qquad p = \mathrm{softmax}(z)
+
+    Args:
+        gamma: focusing exponent, at least 0; 2 as in the paper, 0 is cross-entropy.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` over the batch.
+
+    Shape:
+        outputs ``(N, C)`` logits; targets ``(N,)`` int64 class indices or ``(N, C)`` probabilities.
+
+    Raises:
+        ValueError: if ``gamma`` is negative, or for another ``reduction`` or shape.
+
+    Source:
+        Lin, Goyal, Girshick, He, Dollár, "Focal Loss for Dense Object Detection", 2017.
+    """
+
+    space: ClassVar[Space] = {"gamma": Uniform(0.5, 5.0)}
+    suits: ClassVar[tuple[str, ...]] = ("classification",)
+
+    def __init__(self, gamma: float = 2.0, *, reduction: str = "mean") -> None:
+        super().__init__()
+        if gamma < 0:
+            raise ValueError(f"gamma={gamma}: must be at least 0")
+        self.gamma = gamma
+        self.reduction = check_reduction(reduction)
+
+    def forward(self, outputs: Logits, targets: Targets) -> Loss:
+        """Return the loss of ``outputs`` at ``targets``."""
+        check_classification(outputs, targets)
+        log_p = F.log_softmax(promote(outputs), 1)
+        return reduce(expected(log_p, targets, lambda v: _focused(v, (), self.gamma)), self.reduction)
+
+
+class PolyLoss(nn.Module):
+    r"""Cross-entropy or focal loss with the leading coefficients of its power series changed.
+
+    Cross-entropy is :math:`\sum_{j \ge 1} \frac1j (1 - p)^j` in the target's probability :math:`p`, and focal loss the
+    same times :math:`(1 - p)^\gamma`. PolyLoss adds :math:`\epsilon_j` to coefficient :math:`j`, often the first only:
+
+    .. math:: L = \sum_k q_k (1 - p_k)^\gamma
+        \Big(-\log p_k + \sum_{j=1}^{n} \epsilon_j (1 - p_k)^j\Big), \qquad p = \mathrm{softmax}(z)
+
+    Args:
+        eps: :math:`\epsilon_1`, or a tuple of :math:`\epsilon_1, \dots, \epsilon_n`; each at least :math:`-1/j`, where
+            its term vanishes. The paper takes 2 for ImageNet and -1 for detection, and tunes it elsewhere.
+        gamma: focusing exponent, at least 0; 0 is the cross-entropy form, 2 the paper's focal form.
+        label_smoothing: probability moved from the target to the uniform distribution, in ``[0, 1]``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` over the batch.
+
+    Shape:
+        outputs ``(N, C)`` logits; targets ``(N,)`` int64 class indices or ``(N, C)`` probabilities.
+
+    Raises:
+        ValueError: if an argument is out of its range, or for another ``reduction`` or shape.
+
+    Source:
+        Leng, Tan, Liu, Cubuk, Shi, Cheng, Anguelov, "PolyLoss: A Polynomial Expansion Perspective of Classification
+        Loss Functions", 2022.
+    """
+
+    space: ClassVar[Space] = {"eps": Uniform(-1.0, 6.0)}
+    suits: ClassVar[tuple[str, ...]] = ("classification",)
+
+    def __init__(
+        self,
+        eps: float | tuple[float, ...] = 2.0,
+        gamma: float = 0.0,
+        label_smoothing: float = 0.0,
+        *,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        self.eps = eps if isinstance(eps, tuple) else (eps,)
+        for j, value in enumerate(self.eps, 1):
+            if value < -1 / j:
+                raise ValueError(f"eps={eps}: the coefficient of (1 - p)^{j} must be at least -1/{j}")
+        if gamma < 0:
+            raise ValueError(f"gamma={gamma}: must be at least 0")
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing={label_smoothing}: must lie in [0, 1]")
+        self.gamma = gamma
+        self.label_smoothing = label_smoothing
+        self.reduction = check_reduction(reduction)
+
+    def forward(self, outputs: Logits, targets: Targets) -> Loss:
+        """Return the loss of ``outputs`` at ``targets``."""
+        check_classification(outputs, targets)
+        log_p = F.log_softmax(promote(outputs), 1)
+        if self.label_smoothing:
+            q = probabilities(targets, log_p)
+            targets = q + self.label_smoothing * (1 / q.shape[1] - q)
+        return reduce(expected(log_p, targets, lambda v: _focused(v, self.eps, self.gamma)), self.reduction)
+
+
+def _focused(log_p: Tensor, eps: tuple[float, ...], gamma: float) -> Tensor:
+    """``(1 - p)^gamma (-log p + sum_j eps_j (1 - p)^j)``, with finite derivatives where ``p`` rounds to 1."""
+    missing = 1 - log_p.exp()
+    series = torch.zeros_like(log_p)
+    for value in reversed(eps):
+        series = missing * (value + series)
+    total = series - log_p
+    if gamma == 0:
+        return total
+    return total * missing.clamp(min=torch.finfo(log_p.dtype).eps ** 2) ** gamma
