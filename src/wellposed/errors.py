@@ -5,11 +5,11 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake of the user's: one line that says what, where and, if possible, what to do instead.
+    r"""A mistake of the user's: one line that says what, where and, if possible, what to do instead.
 
     The command prints the line and exits with 2. White space in the message, line ends included, becomes single blanks.
 
-    >>> str(UserError("data.csv:\\nno rows"))
+    >>> str(UserError("data.csv:\nno rows"))
     'data.csv: no rows'
     """
 
@@ -36,6 +36,15 @@ def listed(values: Iterable[object], limit: int = 5) -> str:
     every = list(values)
     text = ", ".join(shown(v) for v in every[:limit])
     return text if len(every) <= limit else f"{text} and {len(every) - limit} more"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, in the plural where there are several.
+
+    >>> counted(1, "row"), counted(2000, "row")
+    ('1 row', '2,000 rows')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
