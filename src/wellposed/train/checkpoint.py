@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import random
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def write_atomic(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             Path(name).unlink()
         raise
+    if os.name != "posix":
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -49,11 +52,15 @@ def save(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         previous = path.with_name(path.name + ".previous")
         with contextlib.suppress(FileNotFoundError):
             previous.unlink()
-        os.link(path, previous)
+        try:
+            os.link(path, previous)
+        except OSError:  # not every file system has links
+            shutil.copyfile(path, previous)
     write_atomic(path, content + _MARK + hashlib.sha256(content).digest())
 
 

@@ -31,12 +31,12 @@ class Objective:
         penalties: penalty modules.
         teacher: for methods that ask for one.
         features_of: qualified name of the layer whose input is ``features``; the last ``nn.Linear`` by default.
-        weighted: whether batches carry sample weights.
+        weighted: whether every batch carries sample weights.
         keep_outputs: keep each batch's outputs, without their graph, in ``seen``.
 
     Raises:
         TypeError: if a method asks for something no loop supplies, or needs per-sample losses of a loss without them.
-        ValueError: if a method asks for a teacher or features and there are none.
+        ValueError: if a method asks for a teacher or features and there are none, or the loss is not a scalar.
     """
 
     def __init__(
@@ -60,9 +60,12 @@ class Objective:
         if "teacher" in self.needs and teacher is None:
             raise ValueError(f"{self._who('teacher')} needs a teacher: give the Trainer one")
         self.reduction = getattr(loss, "reduction", "mean")
+        if self.reduction == "none":
+            raise ValueError(f"{type(loss).__name__} has reduction='none': the loop minimises a mean or a sum")
         self._each = weighted or "losses" in self.needs
-        if self._each and not hasattr(loss, "reduction"):
-            raise TypeError(f"{type(loss).__name__} has no reduction, so it cannot give per-sample losses")
+        if self._each:
+            self._check_each()
+        self._simple = not (self._loss_needs or self._of_batch or self._each)
         self.seen: list[Any] = []
         self._keep_outputs = keep_outputs
         self._features: Tensor | None = None
@@ -85,38 +88,24 @@ class Objective:
         outputs = self.forward(batch.inputs)
         if self._keep_outputs:
             self.seen.append(outputs.detach())
-        if not self._loss_needs and not self._each and not self._of_batch:
+        if self._simple and batch.weight is None:
             value: Tensor = self.loss(outputs, batch.targets)
         else:
             value = self._with_needs(outputs, batch, clock)
-        if share != 1.0:
+        if isinstance(share, Tensor) or share != 1.0:
             value = value * share
         if once:
             for penalty, names in self._of_run:
                 if _active(penalty):
-                    value = value + penalty(**self._supply(names, batch, clock))
+                    value = value + penalty(**self.supply(names, batch, clock))
         return value
 
-    def _with_needs(self, outputs: Any, batch: Batch, clock: Clock) -> Tensor:
-        extra = self._supply(self._loss_needs, batch, clock, outputs=outputs)
-        losses = None
-        if self._each:
-            kept, self.loss.reduction = self.loss.reduction, "none"  # type: ignore[assignment]
-            try:
-                losses = self.loss(outputs, batch.targets, **extra)
-            finally:
-                self.loss.reduction = kept
-            losses = losses.flatten(1).mean(1) if losses.ndim > 1 else losses
-            value = _weighted(losses, batch.weight, self.reduction)
-        else:
-            value = self.loss(outputs, batch.targets, **extra)
-        total: Tensor = value
-        for penalty, names in self._of_batch:
-            if _active(penalty):
-                total = total + penalty(**self._supply(names, batch, clock, outputs=outputs, loss=value, losses=losses))
-        return total
+    def supply(self, names: Sequence[str], batch: Batch, clock: Clock, **computed: Any) -> dict[str, Any]:
+        """What ``names`` ask for.
 
-    def _supply(self, names: Sequence[str], batch: Batch, clock: Clock, **computed: Any) -> dict[str, Any]:
+        Raises:
+            ValueError: if the batch does not carry it.
+        """
         given: dict[str, Any] = {}
         for name in names:
             if name in computed:
@@ -127,11 +116,36 @@ class Objective:
                     raise ValueError(f"{self._who(name)} needs {name!r}, which the training data does not carry")
             elif name in ("epoch", "step", "progress"):
                 given[name] = getattr(clock, name)
-            elif name == "features":
-                given[name] = self._features
             else:
                 given[name] = getattr(self, name)
         return given
+
+    def _with_needs(self, outputs: Any, batch: Batch, clock: Clock) -> Tensor:
+        # Taken now: a method that runs the model again would leave other features behind.
+        computed, self._features = {"outputs": outputs, "features": self._features}, None
+        extra = self.supply(self._loss_needs, batch, clock, **computed)
+        losses = None
+        if self._each or batch.weight is not None:
+            self._check_each()
+            kept, self.loss.reduction = self.loss.reduction, "none"  # type: ignore[assignment]
+            try:
+                losses = self.loss(outputs, batch.targets, **extra)
+            finally:
+                self.loss.reduction = kept
+            if losses.ndim > 1:
+                losses = losses.flatten(1).sum(1) if self.reduction == "sum" else losses.flatten(1).mean(1)
+            value = _weighted(losses, batch.weight, self.reduction)
+        else:
+            value = self.loss(outputs, batch.targets, **extra)
+        total: Tensor = value
+        for penalty, names in self._of_batch:
+            if _active(penalty):
+                total = total + penalty(**self.supply(names, batch, clock, loss=value, losses=losses, **computed))
+        return total
+
+    def _check_each(self) -> None:
+        if not hasattr(self.loss, "reduction"):
+            raise TypeError(f"{type(self.loss).__name__} has no reduction, so it cannot give per-sample losses")
 
     def _who(self, need: str) -> str:
         for method, names in [(self.loss, self._loss_needs), *self._of_batch, *self._of_run]:

@@ -176,9 +176,15 @@ def unsuited(method: type[Any], task: str, inputs: str) -> str:
 
 
 def trainer_for(
-    recipe: Recipe, model: nn.Module, *, num_classes: int | None, num_samples: int, **options: Any
+    recipe: Recipe,
+    model: nn.Module,
+    *,
+    num_classes: int | None,
+    num_samples: int,
+    callbacks: Sequence[Any] = (),
+    **options: Any,
 ) -> tuple[Trainer, Parts]:
-    """A :class:`Trainer` of ``recipe`` on ``model``; ``options`` are the trainer's own keyword arguments."""
+    """A :class:`Trainer` of ``recipe`` on ``model``; further ``options`` are the trainer's own keyword arguments."""
     parts = recipe.build(model, num_classes=num_classes, num_samples=num_samples)
     trainer = Trainer(
         model,
@@ -189,7 +195,7 @@ def trainer_for(
         drives=parts.drives,
         transforms=parts.transforms,
         sampler=parts.sampler,
-        callbacks=parts.callbacks,
+        callbacks=[*parts.callbacks, *callbacks],
         **options,
     )
     return trainer, parts

@@ -40,7 +40,7 @@ class LossScale:
         if not grads:
             return
         torch._foreach_mul_(grads, 1.0 / self.scale)
-        if not bool(torch.stack([n.float() for n in torch._foreach_norm(grads)]).isfinite().all()):
+        if not bool(torch.stack([n.float() for n in torch._foreach_norm(grads, torch.inf)]).isfinite().all()):
             for p in parameters:
                 p.grad = None
             raise GradientOverflowError

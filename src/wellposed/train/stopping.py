@@ -1,6 +1,7 @@
 """Early stopping, and the best epoch's weights."""
 
-from typing import Any, Literal
+import math
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,9 +13,14 @@ class BestWeights:
         monitor: validation figure to go by, without the prefix ``valid_``.
         mode: ``"min"`` if smaller is better, ``"max"`` if larger is.
         patience: epochs without improvement before :meth:`update` says stop.
+
+    Raises:
+        ValueError: for another ``mode``.
     """
 
-    def __init__(self, monitor: str, mode: Literal["min", "max"], patience: int) -> None:
+    def __init__(self, monitor: str, mode: str, patience: int) -> None:
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode={mode!r}: must be 'min' or 'max'")
         self.monitor, self.sign, self.patience = monitor, 1.0 if mode == "min" else -1.0, patience
         self.figure: float | None = None
         self.epoch = -1
@@ -30,7 +36,7 @@ class BestWeights:
         if name not in row:
             raise ValueError(f"{name} was not measured: this loss cannot be evaluated on new data; monitor a metric")
         figure = self.sign * row[name]
-        if self.figure is None or figure < self.figure:
+        if not math.isnan(figure) and (self.figure is None or figure < self.figure):
             self.figure, self.epoch = figure, epoch
             self.weights = {key: value.detach().clone() for key, value in model.state_dict().items()}
         return epoch - self.epoch >= self.patience
