@@ -1,1 +1,1 @@
-"""claims."""
+"""Papers' claims as small experiments, and what came out."""

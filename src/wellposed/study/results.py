@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -94,8 +95,8 @@ class Trial:
 class Diagnosis:
     """How the winner's test predictions look; which fields are filled depends on the task.
 
-    Classification: ``reliability`` rows ``{"confidence", "accuracy", "count"}`` a bin, ``ece`` in [0, 1], ``labels`` and
-    ``confusion`` (rows are true classes). Regression: ``actual`` and ``predicted`` of at most 2,000 test rows.
+    Classification: ``reliability`` rows ``{"confidence", "accuracy", "count"}`` a bin, ``ece`` in [0, 1], ``labels``
+    and ``confusion`` (rows are true classes). Regression: ``actual`` and ``predicted`` of at most 2,000 test rows.
     """
 
     reliability: tuple[dict[str, float], ...] = ()
@@ -137,4 +138,13 @@ class RunResult:
 
     def to_json(self) -> str:
         """Return the result as JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
+        return json.dumps(_finite(dataclasses.asdict(self)), indent=1, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no not-a-number: they become null."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

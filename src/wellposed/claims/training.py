@@ -1,0 +1,84 @@
+"""The small trainings that claims are made of."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wellposed.train import Tensors, Trainer
+
+
+def mlp(inputs: int, outputs: int, *, width: int = 128, depth: int = 2, dropout: float = 0.0) -> nn.Sequential:
+    """A multi-layer perceptron: ``depth`` hidden layers of ``width`` rectified units, dropout after each."""
+    layers: list[nn.Module] = []
+    for i in range(depth):
+        layers += [nn.Linear(inputs if i == 0 else width, width), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(width if depth else inputs, outputs))
+
+
+def cnn(outputs: int = 10, *, width: int = 16) -> nn.Sequential:
+    """A small convolutional net for 8 x 8 images of one channel."""
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, padding=1, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(2 * width * 16, 64),
+        nn.ReLU(),
+        nn.Linear(64, outputs),
+    )
+
+
+def fit(
+    model: nn.Module,
+    data: tuple[Tensor, Tensor] | Tensors,
+    loss: nn.Module,
+    *,
+    seed: int,
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    penalties: Sequence[nn.Module] = (),
+    transforms: Sequence[nn.Module] = (),
+    callbacks: Sequence[Any] = (),
+    schedule: Any = None,
+    sampler: Any = None,
+    epochs: int = 30,
+    batch_size: int = 64,
+) -> Trainer:
+    """Train ``model`` on the CPU; AdamW at 1e-3 without decay unless an ``optimizer`` is made from the parameters."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    made = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0) if optimizer is None else optimizer(parameters)
+    trainer = Trainer(
+        model,
+        loss,
+        penalties,
+        optimizer=made,
+        transforms=transforms,
+        callbacks=callbacks,
+        schedule=schedule,
+        sampler=sampler,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        accelerator="cpu",
+    )
+    trainer.fit(data)
+    return trainer
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, x: Tensor) -> Tensor:
+    """Outputs in evaluation mode; the mode is left as it was."""
+    training = model.training
+    model.eval()
+    try:
+        found: Tensor = model(x)
+    finally:
+        model.train(training)
+    return found
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Accuracy in per cent."""
+    return 100.0 * float((outputs(model, x).argmax(1) == y).float().mean())

@@ -1,0 +1,164 @@
+"""A fitted pipeline: written without pickle, loaded with every field checked, and what it predicts."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from wellposed.errors import UserError
+from wellposed.layers import TableMLP
+from wellposed.study.candidates import Network
+from wellposed.study.metrics import METRICS
+from wellposed.study.problem import Problem
+from wellposed.study.run_folder import FORMAT, RunFolder
+from wellposed.tables import Encoder, Target, read_table
+from wellposed.train.checkpoint import write_atomic
+
+Array: TypeAlias = np.ndarray
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """From a table to predictions: the encoder, and the mean of a few networks.
+
+    Args:
+        target: the predicted column: its classes, or its mean and scale.
+        encoder: from a table to inputs.
+        network: the members' size.
+        recipe: what they were trained with, in canonical form.
+        members: the networks.
+    """
+
+    target: Target
+    encoder: Encoder
+    network: Network
+    recipe: str
+    members: tuple[nn.Module, ...]
+
+    @property
+    def problem(self) -> Problem:
+        """The learning problem, with the task's default metric."""
+        metric = METRICS["rmse" if self.target.task == "regression" else "accuracy"]
+        classes = len(self.target.classes) or None
+        return Problem(self.target.task, classes, metric, self.target.mean, self.target.scale)
+
+    @torch.no_grad()
+    def predict(self, frame: pd.DataFrame) -> Array:
+        """Probabilities ``(N, C)`` or values ``(N,)`` for the rows of a checked frame."""
+        x = torch.from_numpy(self.encoder.transform(frame))
+        found = []
+        for member in self.members:
+            member.eval()
+            found.append(self.problem.predictions(torch.cat([member(part) for part in x.split(4096)])))
+        mean: Array = np.mean(found, axis=0)
+        return mean
+
+    def save(self, folder: RunFolder, version: str) -> None:
+        """Write ``model.safetensors`` and ``pipeline.json``, the second holding a checksum of both."""
+        tensors = {
+            f"{i}.{name}": value.contiguous()
+            for i, member in enumerate(self.members)
+            for name, value in member.state_dict().items()
+        }
+        weights = save_tensors(tensors, metadata={"format": "pt", "wellposed": version})
+        body = {
+            "format": FORMAT,
+            "wellposed": version,
+            "target": self.target.to_json(),
+            "network": self.network.to_json(),
+            "recipe": self.recipe,
+            "members": len(self.members),
+            "model_sha256": hashlib.sha256(weights).hexdigest(),
+            "encoder": self.encoder.to_json(),
+        }
+        try:
+            write_atomic(folder.model, weights)
+        except OSError as error:
+            raise UserError(f"{folder.model}: cannot be written ({error.strerror})") from None
+        folder.write(folder.pipeline, json.dumps(body | {"sha256": _digest(body)}, indent=1, allow_nan=False))
+
+    @classmethod
+    def load(cls, folder: RunFolder) -> "Pipeline":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: if a file is missing, altered, of another version, or not what it should be.
+        """
+        where = folder.pipeline
+        body = folder.read_json(where)
+        if not isinstance(body, dict):
+            raise UserError(f"{where}: not a pipeline")
+        if body.get("format") != FORMAT:
+            made = str(body.get("wellposed", "unknown"))[:20]
+            raise UserError(
+                f"{where}: written in format {body.get('format')!r} by wellposed {made}; this one reads {FORMAT}"
+            )
+        if body.pop("sha256", None) != _digest(body):
+            raise UserError(f"{where}: checksum does not match; the file was altered or is damaged, so it is not used")
+        try:
+            weights = folder.model.read_bytes()
+        except OSError as error:
+            raise UserError(f"{folder.model}: cannot be read ({error.strerror})") from None
+        if hashlib.sha256(weights).hexdigest() != body.get("model_sha256"):
+            raise UserError(f"{folder.model}: checksum does not match {where.name}; it was altered or is damaged")
+        try:
+            return cls._built(body, load_tensors(weights))
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+            raise UserError(f"{where}: not a valid pipeline ({type(error).__name__}: {str(error)[:80]})") from None
+
+    @classmethod
+    def _built(cls, body: dict[str, Any], tensors: dict[str, torch.Tensor]) -> "Pipeline":
+        count = body["members"]
+        if not isinstance(count, int) or not 1 <= count <= 100:
+            raise ValueError("members")
+        target = Target.from_json(body["target"])
+        encoder = Encoder.from_json(body["encoder"])
+        network = Network(**body["network"])
+        members = []
+        for i in range(count):
+            own = {k.removeprefix(f"{i}."): v for k, v in tensors.items() if k.startswith(f"{i}.")}
+            with torch.device("meta"):
+                member = build_network(encoder.layout, len(target.classes) or 1, network)
+            member.load_state_dict(own, assign=True)
+            members.append(member)
+        return cls(target, encoder, network, str(body["recipe"]), tuple(members))
+
+
+def build_network(layout: Any, outputs: int, network: Network) -> TableMLP:
+    """The multi-layer perceptron of ``network`` for encoded tables of ``layout``."""
+    return TableMLP(layout, outputs, width=network.width, depth=network.depth, dropout=network.dropout)
+
+
+def predict_table(run: Path, source: str) -> tuple[pd.DataFrame, list[str]]:
+    """Predict for the rows of a table with the model in a run folder.
+
+    Returns:
+        A frame in the order of the rows: ``prediction``, and for classes ``p(<class>)``; and notes for the user.
+
+    Raises:
+        UserError: if the run or the table cannot be used.
+    """
+    pipeline = Pipeline.load(RunFolder.existing(run))
+    table = read_table(source)
+    frame, notes = pipeline.encoder.check(table.frame)
+    predictions = pipeline.predict(frame)
+    classes = pipeline.target.classes
+    if not classes:
+        return pd.DataFrame({"prediction": predictions}), [*table.notes, *notes]
+    columns: dict[str, Any] = {"prediction": np.asarray(classes, dtype=object)[predictions.argmax(1)]}
+    columns |= {f"p({name})": predictions[:, i] for i, name in enumerate(classes)}
+    return pd.DataFrame(columns), [*table.notes, *notes]
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, allow_nan=False).encode()).hexdigest()

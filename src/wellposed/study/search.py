@@ -1,0 +1,207 @@
+"""The search: Optuna proposes cocktails, folds judge them, the study lives in SQLite inside the run folder."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
+
+from wellposed.errors import UserError
+from wellposed.study.candidates import Candidate, Network, choose, parameters_of, warm_starts
+from wellposed.study.problem import Fold, Problem, Trained, train
+from wellposed.train.recipe import Recipe
+from wellposed.train.trainer import DivergedError
+
+STUDY = "wellposed"
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a search goes.
+
+    Args:
+        seed: decides every proposal and every training, given what has finished before.
+        trials: how many candidates at most; ``None`` for as many as the deadline allows.
+        deadline: function returning the ``time.monotonic()`` at which the search ends, given seconds of a training of
+            the best candidate on one fold; ``None`` for no end.
+        fixed: a recipe to keep, searching only over networks.
+        worker: which of several processes this is.
+    """
+
+    seed: int
+    trials: int | None
+    deadline: Callable[[float], float] | None
+    fixed: Recipe | None = None
+    worker: int = 0
+
+
+def open_study(path: Path) -> optuna.Study:
+    """The study in the SQLite file ``path``, made if it is not there."""
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{path.absolute()}",
+        engine_kwargs={"connect_args": {"timeout": 60}},
+        skip_compatibility_check=True,
+    )
+
+    @event.listens_for(storage.engine, "connect")
+    def _quicker(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    return optuna.create_study(study_name=STUDY, storage=storage, direction="maximize", load_if_exists=True)
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that were judged: complete or pruned, in order."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def bury_the_dead(study: optuna.Study) -> int:
+    """Mark trials that a killed run left behind as failed; their places are taken again. Returns how many."""
+    left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
+    for trial in left:
+        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+    return len(left)
+
+
+def run(
+    study: optuna.Study,
+    problem: Problem,
+    folds: Sequence[Fold],
+    plan: Plan,
+    told: Callable[[FrozenTrial], None],
+) -> None:
+    """Propose, train, judge, until the plan's trials or its time are used up.
+
+    A trial's place in the sequence, not its number, seeds it: a run that was killed and resumed proposes what the
+    uninterrupted run would have.
+    """
+    while True:
+        done = finished(study)
+        place = len(done)
+        taken = place + len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+        if plan.trials is not None and taken >= plan.trials:
+            return
+        end = None if plan.deadline is None else plan.deadline(_seconds_of_best(done))
+        if end is not None and time.monotonic() >= end and place > 0:
+            return
+        study.sampler = optuna.samplers.TPESampler(
+            seed=(plan.seed * 100_003 + place) * 64 + plan.worker,
+            n_startup_trials=12,
+            multivariate=True,
+            group=True,
+            warn_independent_sampling=False,
+        )
+        study.pruner = optuna.pruners.MedianPruner(n_startup_trials=6)
+        trial = study.ask()
+        candidate = choose(trial, problem.kind, plan.fixed)
+        _judge(study, trial, candidate, problem=problem, folds=folds, seed=plan.seed, end=end, first=place == 0)
+        told(study.get_trials(deepcopy=False)[trial.number])
+
+
+def enqueue_warm_starts(study: optuna.Study, problem: Problem, plan: Plan) -> None:
+    """Queue the sound recipes that were not judged yet, the plain net first."""
+    if plan.fixed is None:
+        for candidate in warm_starts(problem.kind)[len(finished(study)) :]:
+            study.enqueue_trial(parameters_of(candidate, problem.kind))
+
+
+def attributes(path: Path) -> dict[str, Any]:
+    """What the study in ``path`` was begun with.
+
+    Raises:
+        UserError: if the file is no study of ours.
+    """
+    try:
+        return dict(open_study(path).user_attrs)
+    except Exception as error:  # SQLAlchemy and Optuna raise many kinds for a file that is not theirs
+        raise UserError(f"{path}: not a study ({type(error).__name__})") from None
+
+
+def candidate_of(trial: FrozenTrial) -> Candidate:
+    """The candidate that a finished trial was."""
+    return Candidate(Recipe.parse(trial.user_attrs["recipe"]), Network(**trial.user_attrs["network"]))
+
+
+def ranked(study: optuna.Study) -> list[FrozenTrial]:
+    """Complete trials, the best first; equal ones in the order they came."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return sorted(complete, key=lambda t: (-(t.value or 0.0), t.number))
+
+
+def _judge(
+    study: optuna.Study,
+    trial: optuna.Trial,
+    candidate: Candidate,
+    *,
+    problem: Problem,
+    folds: Sequence[Fold],
+    seed: int,
+    end: float | None,
+    first: bool,
+) -> None:
+    """Train on fold after fold; give up where the median of earlier candidates was better.
+
+    The first candidate is kept even if time cuts its training short: a run always has something to show.
+    """
+    trial.set_user_attr("recipe", str(candidate.recipe))
+    trial.set_user_attr("network", candidate.network.to_json())
+    results: list[Trained] = []
+    state, started = TrialState.COMPLETE, time.monotonic()
+    try:
+        for i, fold in enumerate(folds):
+            left = None if end is None else max(1.0, end - time.monotonic())
+            watch = [_Pruning(trial, i)] if len(folds) == 1 else []
+            result = train(problem, candidate, fold, seed=seed * 1_009 + i, max_seconds=left, callbacks=watch)
+            if not result.finished and not first:
+                state = TrialState.FAIL
+                trial.set_user_attr("why", "out of time")
+                break
+            results.append(result)
+            if len(folds) > 1:
+                trial.report(statistics.fmean(r.score for r in results), i)
+                if i + 1 < len(folds) and trial.should_prune():
+                    state = TrialState.PRUNED
+                    break
+    except optuna.TrialPruned:
+        state = TrialState.PRUNED
+    except DivergedError as error:
+        state = TrialState.FAIL
+        trial.set_user_attr("why", str(error))
+    if state is TrialState.FAIL and trial.user_attrs.get("why") != "out of time":
+        state = TrialState.PRUNED
+        trial.report(-1e9, 0)
+    trial.set_user_attr("seconds", round(time.monotonic() - started, 3))
+    trial.set_user_attr("figures", [r.figure for r in results])
+    if state is TrialState.COMPLETE:
+        study.tell(trial, statistics.fmean(r.score for r in results))
+    else:
+        study.tell(trial, state=state)
+
+
+class _Pruning:
+    """With a single fold, report at a quarter and at half of the planned epochs."""
+
+    def __init__(self, trial: optuna.Trial, fold: int) -> None:
+        self.trial, self.fold = trial, fold
+
+    def on_epoch_end(self, trainer: Any) -> None:
+        """Report the best score so far, and stop a candidate that the median of the others beats."""
+        marks = {max(1, trainer.epochs // 4): 0, max(2, trainer.epochs // 2): 1}
+        if trainer.epoch in marks:
+            self.trial.report(max(row["valid_score"] for row in trainer.history), marks[trainer.epoch])
+            if self.trial.should_prune():
+                raise optuna.TrialPruned
+
+
+def _seconds_of_best(done: Sequence[FrozenTrial]) -> float:
+    complete = [t for t in done if t.state is TrialState.COMPLETE]
+    if not complete:
+        return 0.0
+    best = max(complete, key=lambda t: t.value or 0.0)
+    return float(best.user_attrs["seconds"]) / max(1, len(best.user_attrs["figures"]))
