@@ -67,6 +67,37 @@ def fit(
     return trainer
 
 
+def descend(
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    optimizer: torch.optim.Optimizer,
+    *,
+    factors: Sequence[float],
+    generator: torch.Generator,
+    batch_size: int = 32,
+) -> None:
+    """Minimise the cross-entropy on batches drawn with replacement, one step for each factor on the learning rate.
+
+    Unlike :func:`fit` it goes on after a divergence, which some experiments are about.
+    """
+    x, y = data
+    rates = [group["lr"] for group in optimizer.param_groups]
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
+        loss.backward()
+        return loss
+
+    for factor in factors:
+        batch = torch.randint(len(x), (batch_size,), generator=generator)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+        optimizer.step(closure)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
 @torch.no_grad()
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
     """Outputs in evaluation mode; the mode is left as it was."""

@@ -1,5 +1,6 @@
 """A network for encoded tables: categories embedded, then layers of one width."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -57,7 +58,7 @@ class BlockEmbedding(nn.Module):
         return f"{sum(self.widths)}, {self.out_features}, blocks={len(self.rows)}, dim={self.dim}"
 
 
-class TableMLP(nn.Module):
+class TableMLP(nn.Sequential):
     r"""A multi-layer perceptron for the matrix of a :class:`~wellposed.tables.Encoder`.
 
     With :math:`h_0` the inputs, their wide categories and texts embedded, and :math:`\phi` the activation,
@@ -111,7 +112,6 @@ class TableMLP(nn.Module):
         activation: str = "relu",
         norm: bool = False,
     ) -> None:
-        super().__init__()
         for name, value, least in (
             ("outputs", outputs, 1),
             ("width", width, 1),
@@ -125,19 +125,19 @@ class TableMLP(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation={activation!r}: expected one of {', '.join(map(repr, ACTIVATIONS))}")
         widths, embedded = _runs(layout, embedding)
-        self.embed = BlockEmbedding(widths, embedded, embedding) if any(embedded) else nn.Identity()
-        features = self.embed.out_features if isinstance(self.embed, BlockEmbedding) else sum(widths)
+        embed = BlockEmbedding(widths, embedded, embedding) if any(embedded) else nn.Identity()
+        features = embed.out_features if isinstance(embed, BlockEmbedding) else sum(widths)
         layers: list[nn.Module] = []
         for _ in range(depth):
             layers += [nn.Linear(features, width), *([nn.LayerNorm(width)] if norm else [])]
             layers += [ACTIVATIONS[activation](), nn.Dropout(dropout)]
             features = width
-        self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(features, outputs)
+        body, head = nn.Sequential(*layers), nn.Linear(features, outputs)
+        super().__init__(OrderedDict(embed=embed, body=body, head=head))
 
     def forward(self, inputs: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
         """Return logits, or values, of ``inputs``."""
-        outputs: Tensor = self.head(self.body(self.embed(inputs)))
+        outputs: Tensor = super().forward(inputs)
         return outputs
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from wellposed import catalog
 from wellposed.space import Choice, IntUniform, LogUniform, Range, Space, Uniform
@@ -93,6 +93,7 @@ class Candidate:
     network: Network
 
 
+@runtime_checkable
 class Chooser(Protocol):
     """The part of an Optuna trial that the search uses."""
 
@@ -129,7 +130,7 @@ def ingredients(kind: Kind) -> tuple[Ingredient, ...]:
             fits = kind in suits if suits is not None else slot is not None and not unsuited(method, kind, "table")
             if slot is not None and space is not None and fits:
                 found.append(Ingredient(name, slot, space, slot == "optimizer" and wraps(method)))
-    return tuple(sorted(set(found), key=lambda i: (i.slot, i.name)))
+    return tuple(sorted({i.name: i for i in found}.values(), key=lambda i: (i.slot, i.name)))
 
 
 def choose(trial: Chooser, kind: Kind, fixed: Recipe | None = None) -> Candidate:
@@ -161,7 +162,7 @@ def choose(trial: Chooser, kind: Kind, fixed: Recipe | None = None) -> Candidate
 
 
 def parameters_of(candidate: Candidate, kind: Kind) -> dict[str, Any]:
-    """The choices by which :func:`choose` arrives at ``candidate``: what a warm start tells the search."""
+    """The choices by which :func:`choose` comes nearest to ``candidate``: what a warm start tells the search."""
     given: dict[str, Any] = dict(candidate.network.to_json())
     for item in ingredients(kind):
         if item.slot in ("penalty", "weights", "transform", "callback"):
@@ -182,7 +183,7 @@ def parameters_of(candidate: Candidate, kind: Kind) -> dict[str, Any]:
             if isinstance(value, Term):
                 stack.append(value)
             elif name in found.space:
-                given[f"{term.name}.{name}"] = value
+                given[f"{term.name}.{name}"] = _inside(value, found.space[name])
     return given
 
 
@@ -206,6 +207,11 @@ def _call(trial: Chooser, item: Ingredient, base: str | None = None) -> str:
     inside = [] if base is None else [base]
     inside += [f"{name}={_value(trial, f'{item.name}.{name}', over)!r}" for name, over in item.space.items()]
     return f"{item.name}({', '.join(inside)})"
+
+
+def _inside(value: Any, over: Range) -> Any:
+    """The value, moved to the nearest end if it lies outside its range, as no decay at all does."""
+    return value if isinstance(over, Choice) else min(max(value, over.low), over.high)
 
 
 def _value(trial: Chooser, name: str, over: Range) -> Any:

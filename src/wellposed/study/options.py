@@ -4,11 +4,12 @@ import dataclasses
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 DEFAULT_BUDGET = 300.0
 
 
+@runtime_checkable
 class Told(Protocol):
     """Who is kept informed while a run goes on."""
 

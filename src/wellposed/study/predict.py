@@ -150,7 +150,7 @@ def predict_table(run: Path, source: str) -> tuple[pd.DataFrame, list[str]]:
     """
     pipeline = Pipeline.load(RunFolder.existing(run))
     table = read_table(source)
-    frame, notes = pipeline.encoder.check(table.frame)
+    frame, notes = pipeline.encoder.check(table.frame, source)
     predictions = pipeline.predict(frame)
     classes = pipeline.target.classes
     if not classes:

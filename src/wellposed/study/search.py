@@ -2,6 +2,7 @@
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,10 @@ from wellposed.errors import UserError
 from wellposed.study.candidates import Candidate, Network, choose, parameters_of, warm_starts
 from wellposed.study.problem import Fold, Problem, Trained, train
 from wellposed.train.recipe import Recipe
-from wellposed.train.trainer import DivergedError
 
 STUDY = "wellposed"
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.filterwarnings("ignore", message="Argument ``(multivariate|group)`` is an experimental feature")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def run(
     A trial's place in the sequence, not its number, seeds it: a run that was killed and resumed proposes what the
     uninterrupted run would have.
     """
+    warm = warm_starts(problem.kind)
     while True:
         done = finished(study)
         place = len(done)
@@ -95,11 +97,12 @@ def run(
             n_startup_trials=12,
             multivariate=True,
             group=True,
-            warn_independent_sampling=False,
         )
         study.pruner = optuna.pruners.MedianPruner(n_startup_trials=6)
         trial = study.ask()
         candidate = choose(trial, problem.kind, plan.fixed)
+        if "warm" in trial.user_attrs:
+            candidate = warm[trial.user_attrs["warm"]]
         _judge(study, trial, candidate, problem=problem, folds=folds, seed=plan.seed, end=end, first=place == 0)
         told(study.get_trials(deepcopy=False)[trial.number])
 
@@ -107,8 +110,8 @@ def run(
 def enqueue_warm_starts(study: optuna.Study, problem: Problem, plan: Plan) -> None:
     """Queue the sound recipes that were not judged yet, the plain net first."""
     if plan.fixed is None:
-        for candidate in warm_starts(problem.kind)[len(finished(study)) :]:
-            study.enqueue_trial(parameters_of(candidate, problem.kind))
+        for number, candidate in list(enumerate(warm_starts(problem.kind)))[len(finished(study)) :]:
+            study.enqueue_trial(parameters_of(candidate, problem.kind), user_attrs={"warm": number})
 
 
 def attributes(path: Path) -> dict[str, Any]:
@@ -170,12 +173,11 @@ def _judge(
                     break
     except optuna.TrialPruned:
         state = TrialState.PRUNED
-    except DivergedError as error:
-        state = TrialState.FAIL
-        trial.set_user_attr("why", str(error))
-    if state is TrialState.FAIL and trial.user_attrs.get("why") != "out of time":
+    except (ArithmeticError, RuntimeError, ValueError) as error:  # a cocktail that cannot be trained is a bad cocktail
         state = TrialState.PRUNED
-        trial.report(-1e9, 0)
+        trial.set_user_attr("why", f"{type(error).__name__}: {error}"[:500])
+        if not results:
+            trial.report(-1e9, 0)
     trial.set_user_attr("seconds", round(time.monotonic() - started, 3))
     trial.set_user_attr("figures", [r.figure for r in results])
     if state is TrialState.COMPLETE:

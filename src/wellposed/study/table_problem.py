@@ -125,7 +125,7 @@ def load_problem(options: FitOptions) -> TableProblem:
         encoder=encoder,
         members=tuple(members),
         fingerprint=_fingerprint(options),
-        notes=schema.notes,
+        notes=(*schema.notes, *splits.notes),
     )
 
 

@@ -5,13 +5,13 @@ from wellposed.study.results import Entry
 from wellposed.train.recipe import Recipe, Term
 
 PLAIN_NET = "Plain net"
+TUNED_NET = "Tuned net"
 _PLAIN_LOSSES = frozenset({"CrossEntropy", "MSELoss"})
 
 
 def short_name(recipe: Recipe) -> str:
-    """The methods of a recipe that regularise, joined by plus signs; the base optimizer's name if there is none."""
-    names = [name for term in recipe.terms for name in _names(term)]
-    return " + ".join(names) if names else " + ".join(term.name for term in recipe.terms if term.slot == "optimizer")
+    """The methods of a recipe that regularise, joined by plus signs; "Tuned net" if there is none."""
+    return " + ".join(name for term in recipe.terms for name in _names(term)) or TUNED_NET
 
 
 def _names(term: Term) -> list[str]:
