@@ -6,7 +6,6 @@ Nothing is loaded before it is used.
 """
 
 import importlib
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +14,8 @@ if TYPE_CHECKING:
     from wellposed.train.recipe import Recipe
     from wellposed.train.trainer import Trainer
 
-__version__ = version("wellposed")
+    __version__: str
+
 __all__ = ["Recipe", "Trainer", "WellposedClassifier", "WellposedRegressor", "__version__", "explain"]
 
 _HOME = {
@@ -29,6 +29,10 @@ _ROOMS = ("adapt", "catalog", "claims", "data", "layers", "losses", "measure", "
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("wellposed")
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     if name in (*_ROOMS, "train", "weights"):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wellposed.study.metrics import calibration_bins
 from wellposed.train import Tensors, Trainer
 
 
@@ -113,3 +114,18 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Accuracy in per cent."""
     return 100.0 * float((outputs(model, x).argmax(1) == y).float().mean())
+
+
+def calibration_error(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Expected calibration error of the predicted class, in per cent, over 10 equal bins of confidence."""
+    return 100.0 * calibration_bins(y.numpy(), outputs(model, x).softmax(1).numpy())[1]
+
+
+def tuned(
+    train: Callable[[float], nn.Module],
+    settings: Sequence[float],
+    valid: Callable[[nn.Module], float],
+    test: Callable[[nn.Module], float],
+) -> float:
+    """The test figure of the setting whose model has the highest validation figure; of equals, the first."""
+    return test(max((train(setting) for setting in settings), key=valid))
