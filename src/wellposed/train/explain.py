@@ -1,11 +1,10 @@
 """A recipe in plain words."""
 
-import inspect
-
 from wellposed import catalog
-from wellposed.train.needs import FACTS
-from wellposed.train.recipe import Recipe, Term
+from wellposed.train.arguments import offered
+from wellposed.train.recipe import Recipe
 from wellposed.train.slots import Slot
+from wellposed.train.terms import Term, text_of
 
 _ROLE: dict[Slot, str] = {
     "loss": "what an error costs",
@@ -32,22 +31,28 @@ def explain(recipe: Recipe | str) -> str:
         UserError: if the text is no recipe.
     """
     parsed = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
-    return "\n\n".join(_paragraph(term) for outer in parsed.terms for term in _unfolded(outer))
+    return "\n\n".join(paragraph for term in parsed.terms for paragraph in _paragraphs(term, _ROLE[term.slot]))
 
 
-def _unfolded(term: Term) -> list[Term]:
-    """The term, and the optimizers and schedules inside it."""
-    return [term, *(inner for _, value in term.arguments if isinstance(value, Term) for inner in _unfolded(value))]
-
-
-def _paragraph(term: Term) -> str:
+def _paragraphs(term: Term, role: str) -> list[str]:
+    """What is said of a term, then of the optimizers and schedules inside it."""
     row, _ = catalog.provider(term.name)
     given = dict(term.arguments)
     numbers = [
-        f"{name} = {given.get(name, p.default)}" + ("" if name in given else " (default)")
-        for name, p in inspect.signature(term.method).parameters.items()
-        if name not in FACTS and name not in ("params", "base", "generator", "reduction") and p.default is not p.empty
+        f"{name} = {text_of(given.get(name, p.default))}" + ("" if name in given else " (default)")
+        for name, p in offered(term.method).items()
+        if name != "base"
     ]
-    head = f"{term} - {_ROLE[term.slot]}"
-    source = f"From: {row.title}" + (f" ({row.year})." if row.year else ".")
-    return "\n".join([head, f"  {row.what}", *([f"  With {', '.join(numbers)}."] if numbers else []), f"  {source}"])
+    lines = [f"{term} - {role}", f"  {row.what}"]
+    if numbers:
+        lines.append(f"  With {', '.join(numbers)}.")
+    lines.append(f"  From: {row.title} ({row.year}).")
+    inner = [
+        paragraph
+        for name, value in term.arguments
+        if isinstance(value, Term)
+        for paragraph in _paragraphs(
+            value, _ROLE["optimizer"] if name == "base" else f"how {name} of {term.name} moves over the run"
+        )
+    ]
+    return ["\n".join(lines), *inner]

@@ -3,46 +3,23 @@
 MaxSup(alpha=0.1) + NormLoss(1e-3) + Cutout(8) + SAM(AdamW(lr=1e-3), rho=0.05)
 """
 
-import ast
-import importlib
-import inspect
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from wellposed import catalog
-from wellposed.errors import UserError, nearest
-from wellposed.train.needs import FACTS
-from wellposed.train.slots import SINGLE, SLOTS, Slot, slot_of, wraps
+from wellposed.errors import UserError
+from wellposed.train.reading import named, read
+from wellposed.train.slots import SLOTS, Slot
+from wellposed.train.terms import Term, brief, construct
 from wellposed.train.trainer import Trainer
 from wellposed.train.wiring import Schedule
 
-MAX_LENGTH = 10_000
+__all__ = ["TASKS", "Parts", "Recipe", "Term", "trainer_for", "unsuited"]
+
 TASKS = ("classification", "regression")
-
-
-@dataclass(frozen=True)
-class Term:
-    """One method of a recipe with the arguments that differ from its defaults, in its signature's order."""
-
-    name: str
-    arguments: tuple[tuple[str, Any], ...]
-    method: type[Any] = field(compare=False, repr=False)
-    slot: Slot = field(compare=False)
-    column: int = field(compare=False)
-
-    def __str__(self) -> str:
-        shown = (str(value) if key == "base" else f"{key}={_text(value)}" for key, value in self.arguments)
-        return f"{self.name}({', '.join(shown)})"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return name, slot and arguments as plain values."""
-        arguments = {k: v.to_json() if isinstance(v, Term) else _plain(v) for k, v in self.arguments}
-        return {"name": self.name, "slot": self.slot, "arguments": arguments}
 
 
 @dataclass
@@ -78,22 +55,7 @@ class Recipe:
         Raises:
             UserError: one line that names the term, the column (from 1) and, where one is close, the valid name.
         """
-        if len(text) > MAX_LENGTH:
-            raise UserError(f"recipe: {len(text)} characters are too many (at most {MAX_LENGTH})")
-        if not text.strip():
-            raise UserError("recipe: empty; a recipe is terms joined by +, such as MaxSup(alpha=0.1) + AdamW(lr=0.001)")
-        try:
-            tree = ast.parse(text.strip(), mode="eval").body
-        except SyntaxError as error:
-            raise UserError(f"recipe, column {error.offset or 1}: cannot be read ({error.msg})") from None
-        except (ValueError, RecursionError, MemoryError) as error:
-            raise UserError(f"recipe: cannot be read ({error or type(error).__name__})") from None
-        shift = len(text) - len(text.lstrip())
-        try:
-            terms = [_term(node, shift) for node in _summands(tree)]
-        except RecursionError:
-            raise UserError("recipe: nested too deeply") from None
-        _refuse_conflicts(terms)
+        terms = read(text)
         return cls(tuple(sorted(terms, key=lambda term: SLOTS.index(term.slot))))
 
     def __str__(self) -> str:
@@ -121,7 +83,7 @@ class Recipe:
         Raises:
             UserError: naming the first term that does not.
         """
-        for term in self.terms:
+        for term in (inner for outer in self.terms for inner in outer.unfolded()):
             unfit = unsuited(term.method, task, inputs)
             if unfit:
                 raise UserError(
@@ -140,21 +102,27 @@ class Recipe:
         facts = {k: v for k, v in (("num_classes", num_classes), ("num_samples", num_samples)) if v is not None}
         drives: list[tuple[Any, str, Schedule]] = []
         terms = list(self.terms)
-        weights = [_construct(t, facts, drives) for t in terms if t.slot == "weights"]
-        for method in weights:
-            method.apply(model)
         if not any(t.slot == "loss" for t in terms):
-            terms.append(_named("CrossEntropy" if num_classes is not None else "MSELoss"))
+            terms.append(named("CrossEntropy" if num_classes is not None else "MSELoss"))
         if not any(t.slot == "optimizer" for t in terms):
-            terms.append(_named("AdamW"))
-        parameters = [p for p in model.parameters() if p.requires_grad]
+            terms.append(named("AdamW"))
         made: dict[Slot, list[Any]] = {slot: [] for slot in SLOTS}
         for t in terms:
-            if t.slot != "weights":
-                made[t.slot].append(_construct(t, facts, drives, parameters))
+            if t.slot != "optimizer":
+                made[t.slot].append(construct(t, facts, drives))
+        weights = made["weights"]
+        for i, method in enumerate(weights):
+            try:
+                method.apply(model)
+            except ValueError as error:
+                for applied in reversed(weights[:i]):
+                    applied.remove(model)
+                raise UserError(f"recipe: {type(method).__name__}: {brief(error)}") from None
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = next(t for t in terms if t.slot == "optimizer")
         return Parts(
             loss=made["loss"][0],
-            optimizer=made["optimizer"][0],
+            optimizer=construct(optimizer, facts, drives, parameters),
             penalties=made["penalty"],
             transforms=made["transform"],
             callbacks=made["callback"],
@@ -199,190 +167,3 @@ def trainer_for(
         **options,
     )
     return trainer, parts
-
-
-def _summands(node: ast.expr) -> Iterator[ast.expr]:
-    """The terms of ``a + b + c``, left to right, without recursion on long sums."""
-    right: list[ast.expr] = []
-    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        right.append(node.right)
-        node = node.left
-    yield node
-    yield from reversed(right)
-
-
-def _term(node: ast.expr, shift: int, *, inside: str | None = None) -> Term:
-    column = node.col_offset + 1 + shift
-    if isinstance(node, ast.Name):
-        call = ast.Call(func=node, args=[], keywords=[])
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        call = node
-    else:
-        raise UserError(f"recipe, column {column}: {_source(node)} is not a method; terms look like MaxSup(alpha=0.1)")
-    name = call.func.id  # type: ignore[attr-defined]
-    method = _resolve(name, column)
-    slot = slot_of(method)
-    if slot is None:
-        raise UserError(f"recipe, column {column}: {name} is no term of an objective ({', '.join(SLOTS)})")
-    arguments = _arguments(call, name, method, slot=slot, shift=shift, column=column)
-    term = Term(name, arguments, method, slot, column)
-    if inside is None or slot == "schedule":
-        _try(term)
-    return term
-
-
-def _resolve(name: str, column: int) -> type[Any]:
-    try:
-        _, path = catalog.provider(name)
-    except UserError as error:
-        raise UserError(f"recipe, column {column}: {error}") from None
-    module, _, attribute = path.rpartition(".")
-    method = getattr(importlib.import_module(module), attribute)
-    if not inspect.isclass(method):
-        raise UserError(f"recipe, column {column}: {name} is a function, not a method that fills a slot")
-    return method
-
-
-def _arguments(
-    call: ast.Call, name: str, method: type[Any], *, slot: Slot, shift: int, column: int
-) -> tuple[tuple[str, Any], ...]:
-    signature = inspect.signature(method)
-    allowed = [p for n, p in signature.parameters.items() if n not in FACTS and n not in ("params", "generator")]
-    keywords = [p.name for p in allowed]
-    positional = [p.name for p in allowed if p.kind is not p.KEYWORD_ONLY]
-    given: dict[str, Any] = {}
-    if len(call.args) > len(positional):
-        takes = f"takes {', '.join(positional)}" if positional else "takes no arguments by position"
-        raise UserError(f"recipe, column {column}: {name} got {len(call.args)} arguments; it {takes}")
-    pairs = list(zip(positional, call.args, strict=False))
-    for keyword in call.keywords:
-        where = keyword.value.col_offset + 1 + shift
-        if keyword.arg is None:
-            raise UserError(f"recipe, column {where}: ** is not allowed in a recipe")
-        if keyword.arg in FACTS:
-            raise UserError(f"recipe, column {where}: {name}: {keyword.arg} is filled in from the data")
-        if keyword.arg not in keywords:
-            hint = nearest(keyword.arg, keywords) or f" (it has: {', '.join(keywords) or 'none'})"
-            raise UserError(f"recipe, column {where}: {name} has no argument {keyword.arg!r}{hint}")
-        if any(keyword.arg == key for key, _ in pairs):
-            raise UserError(f"recipe, column {where}: {name}: {keyword.arg} is given twice")
-        pairs.append((keyword.arg, keyword.value))
-    for key, node in pairs:
-        given[key] = _value(node, shift, name)
-    if slot == "optimizer":
-        _check_base(given.get("base"), name, method, column)
-    for p in allowed:
-        if p.default is p.empty and p.name not in given:
-            raise UserError(f"recipe, column {column}: {name} needs {p.name}, as in {name}({p.name}=...)")
-    return tuple((p.name, given[p.name]) for p in allowed if p.name in given and not _same(given[p.name], p.default))
-
-
-def _same(value: Any, default: Any) -> bool:
-    """Whether a value says no more than the default does; ``True`` and ``1`` are different things to say."""
-    return bool(value == default) and isinstance(value, bool) == isinstance(default, bool)
-
-
-def _check_base(base: Any, name: str, method: type[Any], column: int) -> None:
-    if not wraps(method):
-        return
-    if not isinstance(base, Term) or base.slot != "optimizer":
-        raise UserError(f"recipe, column {column}: {name} wraps an optimizer, as in {name}(AdamW(lr=0.001))")
-
-
-def _value(node: ast.expr, shift: int, name: str) -> Any:
-    column = node.col_offset + 1 + shift
-    match node:
-        case ast.Constant(value=bool() | int() | float() | str() | None as value):
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"recipe, column {column}: {name}: a number must be finite")
-            return value
-        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=ast.Constant(value=int() | float() as number)):
-            return -number if isinstance(sign, ast.USub) else number
-        case ast.Tuple(elts=parts) | ast.List(elts=parts):
-            return tuple(_value(part, shift, name) for part in parts)
-        case ast.Call() | ast.Name():
-            term = _term(node, shift, inside=name)
-            if term.slot not in ("optimizer", "schedule"):
-                raise UserError(f"recipe, column {column}: {term.name} cannot be an argument; join terms with +")
-            return term
-    raise UserError(f"recipe, column {column}: {name}: {_source(node)} is not a number, a word in quotes or a tuple")
-
-
-def _refuse_conflicts(terms: Sequence[Term]) -> None:
-    seen: dict[str, Term] = {}
-    for term in terms:
-        if term.slot in SINGLE and term.slot in seen:
-            other = seen[term.slot]
-            raise UserError(
-                f"recipe, column {term.column}: {term.name}: the recipe already has {SINGLE[term.slot]}, "
-                f"{other.name} at column {other.column}"
-            )
-        if term.name in seen:
-            raise UserError(
-                f"recipe, column {term.column}: {term.name} stands at column {seen[term.name].column} already"
-            )
-        seen[term.slot] = seen[term.name] = term
-
-
-def _try(term: Term) -> None:
-    """Build the method once on a token parameter, so that a value out of range is found while it has a column."""
-    facts = {"num_classes": 2, "num_samples": 2}
-    try:
-        _construct(term, facts, [], [nn.Parameter(torch.zeros(1))])
-    except (TypeError, ValueError) as error:
-        line = next((part for part in str(error).splitlines() if part.strip()), type(error).__name__)
-        raise UserError(f"recipe, column {term.column}: {term.name}: {line}") from None
-
-
-def _construct(
-    term: Term,
-    facts: dict[str, int],
-    drives: list[tuple[Any, str, Schedule]],
-    parameters: list[nn.Parameter] | None = None,
-) -> Any:
-    driven: list[tuple[str, Schedule]] = []
-    arguments: dict[str, Any] = {}
-    for name, value in term.arguments:
-        if not isinstance(value, Term):
-            arguments[name] = value
-        elif value.slot == "optimizer":
-            arguments[name] = _construct(value, facts, drives, parameters)
-        else:
-            schedule = _construct(value, facts, drives)
-            driven.append((name, schedule))
-            arguments[name] = schedule(0.0)
-    signature = inspect.signature(term.method).parameters
-    for fact in FACTS:
-        if fact in signature:
-            if fact in facts:
-                arguments[fact] = facts[fact]
-            elif signature[fact].default is inspect.Parameter.empty:
-                raise UserError(f"recipe, column {term.column}: {term.name} needs {fact}, which the data does not have")
-    method = term.method(parameters, **arguments) if "params" in signature else term.method(**arguments)
-    for name, schedule in driven:
-        if not (isinstance(method, torch.optim.Optimizer) or hasattr(method, name)):
-            raise UserError(f"recipe, column {term.column}: {term.name}: {name} cannot follow a schedule")
-        drives.append((method, name, schedule))
-    return method
-
-
-def _named(name: str) -> Term:
-    method = _resolve(name, 1)
-    slot = slot_of(method)
-    assert slot is not None
-    return Term(name, (), method, slot, 1)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_text, value))}{',' if len(value) == 1 else ''})"
-    return str(value) if isinstance(value, Term) else repr(value)
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(part) for part in value] if isinstance(value, tuple) else value
-
-
-def _source(node: ast.expr) -> str:
-    text = ast.unparse(node)
-    return repr(text if len(text) <= 40 else text[:37] + "...")
