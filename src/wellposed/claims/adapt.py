@@ -12,9 +12,12 @@ from wellposed.claims.training import mlp
 
 
 def _continual(seed: int, full: bool) -> Mapping[str, float]:
-    """Online accuracy over the last fifth of a sequence of tasks, each the digits with their pixels permuted anew."""
+    """Online accuracy over the last fifth of a sequence of tasks, each the digits with their pixels permuted anew.
+
+    A task has 28 steps instead of the paper's 60,000, hence ten times its share of units to replace.
+    """
     x, y, _, _ = digits(seed, 1792)
-    tasks = 1000 if full else 100
+    tasks = 1000 if full else 60
     found: dict[str, float] = {}
     for arm in ("continual backprop", "backprop"):
         torch.manual_seed(seed)
@@ -38,13 +41,14 @@ def _continual(seed: int, full: bool) -> Mapping[str, float]:
                 if arm == "continual backprop":
                     renewal.step()
             right.append(int(hits))
-        last = right[-tasks // 5 :]
-        found[arm] = 100 * sum(last) / (len(last) * len(x))
+        fifth = tasks // 5
+        found[arm] = 100 * sum(right[-fifth:]) / (fifth * len(x))
+        found[f"{arm}, first fifth"] = 100 * sum(right[:fifth]) / (fifth * len(x))
     return found
 
 
 continual_backprop = Claim(
-    says="Late in 100 tasks of permuted digits the online accuracy is higher with continual backprop than with Adam.",
+    says="Late in 60 tasks of permuted digits, accuracy with Adam is higher with continual backprop than without.",
     run=_continual,
     method="continual backprop",
     baseline="backprop",

@@ -52,7 +52,7 @@ def _cutout(seed: int, full: bool) -> Mapping[str, float]:
 
 
 cutout = Claim(
-    says="Cutout on top of random shifts gives a higher test accuracy than the shifts alone (digits, convolutional net).",
+    says="Cutout on top of random shifts gives a higher test accuracy than shifts alone (digits, convolutional net).",
     run=_cutout,
     method="Cutout",
     baseline="shifts alone",

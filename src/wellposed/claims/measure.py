@@ -31,9 +31,9 @@ def _curvature(seed: int, full: bool) -> Mapping[str, float]:
 
     It succeeds if gradient descent on all samples ends with a tenth of the loss that equal probabilities have.
     """
-    x, y, _, _ = digits(seed, 400)
+    x, y, _, _ = digits(seed, 300)
     x = (x - x.mean(0)) / (x.std(0) + 0.1)
-    steps = 1000 if full else 250
+    steps = 2000 if full else 600
     warmup = steps // 2
     torch.manual_seed(seed)
     model = _deep(batch_norm=False)
@@ -42,7 +42,7 @@ def _curvature(seed: int, full: bool) -> Mapping[str, float]:
     ramps = {
         "warm-up": [min(1.0, (step + 1) / warmup) for step in range(steps)],
         "no warm-up": [1.0] * steps,
-        "batch normalisation, no warm-up": [1.0] * steps,
+        "batch normalisation": [1.0] * steps,
     }
     found: dict[str, float] = {}
     for arm, factors in ramps.items():
@@ -71,15 +71,17 @@ def _ends_below(
             return False
         loss.backward()
         optimizer.step()
-    return float(nn.functional.cross_entropy(model(x), y)) < goal
+    return float(nn.functional.cross_entropy(model(x), y).detach()) < goal
 
 
 curvature_instability = Claim(
-    says="A warm-up lets a net without normalisation train at higher learning rates than it can without (digits).",
+    says="With a warm-up over half the run, a net without normalisation trains at learning rates as high as one with "
+    "batch normalisation does without warm-up, or less than a factor of two lower (digits).",
     run=_curvature,
     method="warm-up",
-    baseline="no warm-up",
+    baseline="batch normalisation",
     metric="log2 of the largest learning rate that trains, in units of 2 / (largest Hessian eigenvalue at the start)",
+    margin=-1.0,
     paper="with a long enough warm-up, nets without normalisation train at the learning rates that normalised ones do",
 )
 
@@ -106,7 +108,8 @@ def _outliers(seed: int, full: bool) -> Mapping[str, float]:
         return spectrum(loss, model.parameters()).outliers()
 
     base = count(4, 10)
-    return {"classes doubled": abs(count(8, 10) - base), "width times four": abs(count(4, 40) - base)}
+    changes = {"classes doubled": count(8, 10) - base, "width times four": count(4, 40) - base}
+    return {arm: float(abs(change)) for arm, change in changes.items()}
 
 
 hessian_spectrum = Claim(
@@ -122,18 +125,17 @@ hessian_spectrum = Claim(
 def _noise_scale(seed: int, full: bool) -> Mapping[str, float]:
     """Distance of the noise scale, averaged over a run, from the critical batch size fitted to runs of many sizes."""
     x, y, _, _ = digits(seed, 1500)
-    goal, steps, examples = 0.2, [], []
-    for batch in (4, 8, 16, 32, 64, 128, 256) if full else (4, 16, 64, 256):
-        taken = _steps_to(goal, x, y, batch, seed)
-        steps.append(taken)
-        examples.append(taken * batch)
-    critical = fit_batch_tradeoff(steps, examples).critical_batch
-    ratio = _mean_noise_scale(goal, x, y, seed) / critical
+    goal = 0.2
+    batches = (4, 8, 16, 32, 64, 128, 256) if full else (4, 16, 64, 256)
+    runs = [_steps_to(goal, x, y, batch, seed) for batch in batches]
+    steps = [taken for taken, _ in runs]
+    critical = fit_batch_tradeoff(steps, [s * b for s, b in zip(steps, batches, strict=True)]).critical_batch
+    ratio = _mean_noise_scale(goal, x, y, runs[-1][1], seed) / critical
     return {"noise scale": abs(math.log10(ratio)), "an order of magnitude": 1.0}
 
 
-def _steps_to(goal: float, x: Tensor, y: Tensor, batch: int, seed: int) -> int:
-    """Steps that softmax regression takes to a training loss of ``goal`` at the best of twelve learning rates."""
+def _steps_to(goal: float, x: Tensor, y: Tensor, batch: int, seed: int) -> tuple[int, float]:
+    """Steps that softmax regression takes to a training loss of ``goal`` at the best of twelve rates, and that rate."""
     rates = 2.0 ** torch.arange(-6, 6)
     weights = torch.zeros(len(rates), 64, 10)
     onehot = nn.functional.one_hot(y, 10).float()
@@ -145,11 +147,11 @@ def _steps_to(goal: float, x: Tensor, y: Tensor, batch: int, seed: int) -> int:
         logits = x @ weights
         losses = logits.logsumexp(2).mean(1) - (logits * onehot).sum(2).mean(1)
         if bool((losses < goal).any()):
-            return step
+            return step, float(rates[losses.argmin()])
     raise RuntimeError(f"no learning rate reaches a loss of {goal} with batches of {batch}")
 
 
-def _mean_noise_scale(goal: float, x: Tensor, y: Tensor, seed: int) -> float:
+def _mean_noise_scale(goal: float, x: Tensor, y: Tensor, rate: float, seed: int) -> float:
     """The noise scale of softmax regression, measured at every step of a run on 256 samples a step to ``goal``."""
     model = nn.Linear(64, 10, bias=False)
     nn.init.zeros_(model.weight)
@@ -164,7 +166,7 @@ def _mean_noise_scale(goal: float, x: Tensor, y: Tensor, seed: int) -> float:
         scale.observe(gradients, [32] * 8)
         measured.append(scale.value)
         with torch.no_grad():
-            model.weight -= torch.stack([gradient for (gradient,) in gradients]).mean(0)
+            model.weight -= rate * torch.stack([gradient for (gradient,) in gradients]).mean(0)
     return sum(measured) / len(measured)
 
 

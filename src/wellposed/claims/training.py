@@ -84,7 +84,7 @@ def descend(
     x, y = data
     rates = [group["lr"] for group in optimizer.param_groups]
 
-    def closure() -> Tensor:
+    def closure() -> Any:
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
         loss.backward()

@@ -16,14 +16,10 @@ Kind: TypeAlias = Literal["classification", "regression"]
 ON = 0.7
 """An ingredient is on when its switch, uniform in [0, 1], is above this: untried cocktails have a few, not half."""
 
-_FOREIGN: Mapping[str, tuple[Space, tuple[str, ...]]] = MappingProxyType(
-    {
-        "torch.nn.MSELoss": ({}, ("regression",)),
-        "torch.nn.L1Loss": ({}, ("regression",)),
-        "torch.nn.HuberLoss": ({"delta": LogUniform(0.1, 3.0)}, ("regression",)),
-    }
+_FOREIGN: Mapping[str, Space] = MappingProxyType(
+    {"MSELoss": {}, "L1Loss": {}, "HuberLoss": {"delta": LogUniform(0.1, 3.0)}}
 )
-"""Spaces and tasks of losses that are PyTorch's own."""
+"""Spaces of PyTorch's own losses."""
 
 NETWORK: Space = MappingProxyType(
     {
@@ -126,8 +122,8 @@ def ingredients(kind: Kind) -> tuple[Ingredient, ...]:
             module, _, name = path.rpartition(".")
             method = getattr(importlib.import_module(module), name)
             slot = slot_of(method) if isinstance(method, type) else None
-            space, suits = _FOREIGN.get(path, (getattr(method, "space", None), None))
-            fits = kind in suits if suits is not None else slot is not None and not unsuited(method, kind, "table")
+            space = getattr(method, "space", _FOREIGN.get(name))
+            fits = slot is not None and not unsuited(method, kind, "table")
             if slot is not None and space is not None and fits:
                 found.append(Ingredient(name, slot, space, slot == "optimizer" and wraps(method)))
     return tuple(sorted({i.name: i for i in found}.values(), key=lambda i: (i.slot, i.name)))

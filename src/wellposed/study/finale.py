@@ -1,6 +1,7 @@
 """After the search: the winner, its members, what its ingredients are worth, and the test part, touched once."""
 
 import dataclasses
+import inspect
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -157,9 +158,10 @@ def _without_decay(recipe: Recipe) -> Recipe | None:
         inner = term
         while isinstance(base := dict(inner.arguments).get("base"), Term):
             inner = base
-        if term.slot == "optimizer" and dict(inner.arguments).get("weight_decay", 0.0) != 0.0:
-            changed = dataclasses.replace(
-                inner, arguments=tuple((k, 0.0 if k == "weight_decay" else v) for k, v in inner.arguments)
-            )
-            return Recipe.parse(text.replace(str(inner), str(changed)))
+        default = inspect.signature(inner.method).parameters.get("weight_decay")
+        if term.slot == "optimizer" and default is not None:
+            given = dict(inner.arguments)
+            if given.get("weight_decay", default.default) != 0.0:
+                kept = [f"{k}={v if isinstance(v, Term) else repr(v)}" for k, v in given.items() if k != "weight_decay"]
+                return Recipe.parse(text.replace(str(inner), f"{inner.name}({', '.join([*kept, 'weight_decay=0.0'])})"))
     return None

@@ -121,7 +121,7 @@ def train(
         depth=network.depth,
         dropout=network.dropout,
     )
-    trainer, _ = trainer_for(
+    trainer, parts = trainer_for(
         candidate.recipe,
         model,
         num_classes=problem.num_classes,
@@ -140,6 +140,8 @@ def train(
     data = torch.from_numpy(fold.x_train), problem.targets(fold.y_train)
     valid = torch.from_numpy(fold.x_valid), problem.targets(fold.y_valid)
     history = trainer.fit(data, valid)
+    for method in reversed(parts.weights):  # what is kept and saved is a plain network
+        method.remove(model)
     predictions = problem.predictions(trainer.predict(valid[0]))
     rows = [
         {

@@ -105,7 +105,11 @@ def snippet(result: RunResult) -> str:
     options = [f"recipe={_literal(result.recipe)}", *(f"{k}={v!r}" for k, v in result.network.items())]
     lines = [f"from wellposed import {front}", "", f"model = {front}("]
     lines += [f"    {option}," for option in (*options, f"seed={result.seed}")]
-    lines += [")", "model.fit(X, y)  # X: a table without the target column, y: the target", "model.predict(X_new)"]
+    lines += [
+        ")",
+        "model.fit(X, y)  # X: numeric columns without missing values, y: the target",
+        "model.predict(X_new)",
+    ]
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from wellposed.errors import UserError
 from wellposed.train.reading import named, read
-from wellposed.train.slots import SLOTS, Slot
+from wellposed.train.slots import FOREIGN_SUITS, SLOTS, Slot
 from wellposed.train.terms import Term, brief, construct
 from wellposed.train.trainer import Trainer
 from wellposed.train.wiring import Schedule
@@ -135,7 +135,7 @@ class Recipe:
 
 def unsuited(method: type[Any], task: str, inputs: str) -> str:
     """What ``method`` is for, if that leaves out the task or the input; else nothing."""
-    suits: Sequence[str] = getattr(method, "suits", ())
+    suits: Sequence[str] = getattr(method, "suits", FOREIGN_SUITS.get(method, ()))
     tasks = [s for s in suits if s in TASKS]
     kinds = [s for s in suits if s not in TASKS]
     if tasks and task not in tasks:

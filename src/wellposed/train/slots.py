@@ -24,6 +24,11 @@ SINGLE: Mapping[Slot, str] = MappingProxyType(
 )
 """Slots that hold one method, and how a second one is spoken of."""
 
+FOREIGN_SUITS: Mapping[type[Any], tuple[str, ...]] = MappingProxyType(
+    dict.fromkeys((nn.MSELoss, nn.L1Loss, nn.HuberLoss, nn.SmoothL1Loss), ("regression",))
+)
+"""Tasks of PyTorch's own losses, which do not say so themselves."""
+
 _ROOMS: Mapping[str, Slot] = MappingProxyType({"losses": "loss", "penalties": "penalty", "data": "transform"})
 
 
