@@ -34,7 +34,8 @@ class Claim:
         metric: what the figures are, with their unit.
         higher_is_better: direction of the metric.
         paper: the paper's own figure, in words; ``None`` where it gives none.
-        margin: least difference that counts, in the metric's unit; 0 for direction alone.
+        margin: least difference that counts, in the metric's unit; 0 for direction alone, negative where the paper
+            claims to be no worse than the baseline by more than that.
         seeds: how many by default.
     """
 

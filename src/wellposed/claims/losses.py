@@ -205,5 +205,5 @@ decoupled_mixup = Claim(
     method="mixup, decoupled",
     baseline="mixup",
     metric="test accuracy, %",
-    paper="plain mixtures with the decoupled term reach or beat optimised ones at no extra cost (CIFAR, ImageNet)",
+    paper="plain mixtures with the decoupled term reach or beat optimised ones at no extra cost",
 )

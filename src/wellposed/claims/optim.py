@@ -124,7 +124,7 @@ adamw = Claim(
     method="AdamW",
     baseline="Adam with L2",
     metric="test accuracy, %",
-    paper="decoupled decay generalises better than Adam with L2 (CIFAR-10, down-sampled ImageNet)",
+    paper="decoupled decay generalises better than Adam with L2",
 )
 
 

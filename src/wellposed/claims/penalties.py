@@ -209,7 +209,7 @@ gradient_regularization = Claim(
     method="forward",
     baseline="exact",
     metric="test accuracy, %",
-    paper="forward differences generalise better than backward ones and than double backpropagation (CIFAR)",
+    paper="forward differences generalise better than backward ones and than double backpropagation",
 )
 
 

@@ -87,7 +87,7 @@ mixout = Claim(
     baseline="dropout",
     metric="standard deviation of test accuracy over fine-tunings, points",
     higher_is_better=False,
-    paper="fewer failed runs and a higher mean than with dropout and weight decay (BERT-large, GLUE)",
+    paper="fewer failed runs and a higher mean than with dropout and weight decay (BERT-large)",
 )
 
 
@@ -116,5 +116,5 @@ scheduled_dropout = Claim(
     baseline="no dropout",
     metric="final training loss, nats",
     higher_is_better=False,
-    paper="early dropout lowers the final training loss and raises test accuracy of underfitting models (ImageNet)",
+    paper="early dropout lowers the final training loss and raises test accuracy of underfitting models",
 )

@@ -1,6 +1,7 @@
 """``wellposed``: fit a table, predict, compare recipes, read the catalogue, reproduce a claim."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -212,18 +213,22 @@ def _root(
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command; a user's error is one line and exit code 2."""
     try:
-        code: Any = app(arguments, standalone_mode=False)
+        given = sys.argv[1:] if arguments is None else arguments
+        code: Any = app(given or ["--help"], standalone_mode=False)
+        sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except UserError as error:
         _fail(" ".join(str(error).split()))
     except _UsageError as error:
-        where = f"{error.ctx.command_path}: " if error.ctx is not None else ""
+        name = "" if error.ctx is None else " ".join(error.ctx.command_path.split()[1:])
+        where = f"{name}: " if name else ""
         _fail(f"{where}{error.format_message()} (--help shows the options)")
     except typer.Abort:
         _fail("interrupted", 130)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains when it flushes at the end
         sys.exit(0)
 
 

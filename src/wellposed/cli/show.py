@@ -64,8 +64,11 @@ class Screen:
 
 @contextmanager
 def progress(*, quiet: bool) -> Iterator[Screen]:
-    """A progress bar on standard error for the length of a ``with`` block; silent when ``quiet``."""
-    if quiet:
+    """A progress bar on standard error for the length of a ``with`` block; silent when ``quiet`` or read by no person.
+
+    Notes are printed in any case.
+    """
+    if quiet or not err.is_terminal:
         yield Screen(None)
         return
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[detail]}"))

@@ -13,7 +13,7 @@ from wellposed.study.intervals import over_seeds
 from wellposed.study.metrics import Metric
 from wellposed.study.options import FitOptions, Told
 from wellposed.study.problem import train
-from wellposed.study.table_problem import load_problem, single_split
+from wellposed.study.table_problem import check_recipe, load_problem, single_split
 from wellposed.study.verdict import difference
 from wellposed.train.recipe import Recipe
 from wellposed.train.trainer import DivergedError
@@ -85,9 +85,10 @@ def compare_recipes(
         table = load_problem(FitOptions(source, target, metric=metric, seed=seed, device=device))
         kept = table.problem.metric
         fold, x_test, y_test = single_split(table)
+        if number == 0:
+            for recipe in parsed:
+                check_recipe(recipe, table)
         for recipe in parsed:
-            if number == 0:
-                recipe.check(table.problem.kind, "table")
             told.stage(f"seed {number + 1} of {seeds}: {recipe}")
             try:
                 trained = train(table.problem, Candidate(recipe, PLAIN), fold, seed=seed)

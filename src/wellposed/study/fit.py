@@ -23,7 +23,7 @@ from wellposed.study.problem import Trained
 from wellposed.study.report import write_report
 from wellposed.study.results import Curve, Diagnosis, Entry, RunResult, Trial, Worth
 from wellposed.study.run_folder import FORMAT, Log, RunFolder, new_folder
-from wellposed.study.table_problem import TableProblem, load_problem
+from wellposed.study.table_problem import TableProblem, check_recipe, load_problem
 from wellposed.study.verdict import PLAIN_NET, difference, short_name, verdict
 from wellposed.study.workers import Workers
 from wellposed.tables import Target
@@ -50,13 +50,13 @@ def fit_table(options: FitOptions, out: Path | None, told: Told) -> tuple[RunFol
     told.stage(f"reading {options.source}")
     table = load_problem(options)
     if recipe is not None:
-        recipe.check(table.problem.kind, "table")
+        check_recipe(recipe, table)
     folder = RunFolder.create(out if out is not None else new_folder(Path("wellposed-runs"), options.source))
-    with folder.locked():
+    with folder.locked(), folder.written():
         study = search.open_study(folder.study)
-        study.set_user_attr("format", FORMAT)
         study.set_user_attr("options", options.to_json())
         study.set_user_attr("fingerprint", table.fingerprint)
+        study.set_user_attr("format", FORMAT)
         return folder, _Run(folder, options, table, Log(folder, told), started).go()
 
 
@@ -68,7 +68,7 @@ def resume_fit(path: Path, told: Told) -> tuple[RunFolder, RunResult]:
     """
     started = time.monotonic()
     folder = RunFolder.existing(path)
-    with folder.locked():
+    with folder.locked(), folder.written():
         attrs = search.attributes(folder.study)
         if attrs.get("format") != FORMAT:
             raise UserError(f"{path}: a run in format {attrs.get('format')!r}; this version continues format {FORMAT}")

@@ -66,7 +66,7 @@ def _distances(y: Array, p: Array) -> Array:
 
 def _r2(y: Array, p: Array) -> float:
     """Explained share of the variance; not a number where there is none to explain."""
-    total = float(_squares(y, y.mean()).sum())
+    total = float(_squares(y, np.full_like(y, y.mean())).sum())
     return 1 - float(_squares(y, p).sum()) / total if total > 0 else float("nan")
 
 

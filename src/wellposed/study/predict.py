@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
@@ -83,7 +84,7 @@ class Pipeline:
             write_atomic(folder.model, weights)
         except OSError as error:
             raise UserError(f"{folder.model}: cannot be written ({error.strerror})") from None
-        folder.write(folder.pipeline, json.dumps(body | {"sha256": _digest(body)}, indent=1, allow_nan=False))
+        folder.write(folder.pipeline, _text(body))
 
     @classmethod
     def load(cls, folder: RunFolder) -> "Pipeline":
@@ -101,7 +102,7 @@ class Pipeline:
             raise UserError(
                 f"{where}: written in format {body.get('format')!r} by wellposed {made}; this one reads {FORMAT}"
             )
-        if body.pop("sha256", None) != _digest(body):
+        if not _intact(body, folder):
             raise UserError(f"{where}: checksum does not match; the file was altered or is damaged, so it is not used")
         try:
             weights = folder.model.read_bytes()
@@ -113,17 +114,21 @@ class Pipeline:
             return cls._built(body, load_tensors(weights))
         except UserError:
             raise
-        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, MemoryError, SafetensorError) as error:
             raise UserError(f"{where}: not a valid pipeline ({type(error).__name__}: {str(error)[:80]})") from None
 
     @classmethod
     def _built(cls, body: dict[str, Any], tensors: dict[str, torch.Tensor]) -> "Pipeline":
         count = body["members"]
-        if not isinstance(count, int) or not 1 <= count <= 100:
+        if type(count) is not int or not 1 <= count <= 100:
             raise ValueError("members")
         target = Target.from_json(body["target"])
         encoder = Encoder.from_json(body["encoder"])
         network = Network(**body["network"])
+        if strange := [k for k in tensors if not any(k.startswith(f"{i}.") for i in range(count))]:
+            raise ValueError(f"weights of no member: {strange[0][:40]!r}")
+        if any(value.dtype != torch.float32 for value in tensors.values()):
+            raise ValueError("weights that are not float32")
         members = []
         for i in range(count):
             own = {k.removeprefix(f"{i}."): v for k, v in tensors.items() if k.startswith(f"{i}.")}
@@ -158,6 +163,19 @@ def predict_table(run: Path, source: str) -> tuple[pd.DataFrame, list[str]]:
     columns: dict[str, Any] = {"prediction": np.asarray(classes, dtype=object)[predictions.argmax(1)]}
     columns |= {f"p({name})": predictions[:, i] for i, name in enumerate(classes)}
     return pd.DataFrame(columns), [*table.notes, *notes]
+
+
+def _text(body: dict[str, Any]) -> str:
+    return json.dumps(body | {"sha256": _digest(body)}, indent=1, allow_nan=False)
+
+
+def _intact(body: dict[str, Any], folder: RunFolder) -> bool:
+    """Whether the file is to the byte what :meth:`Pipeline.save` writes for this content."""
+    rest = {key: value for key, value in body.items() if key != "sha256"}
+    try:
+        return _text(rest).encode() == folder.pipeline.read_bytes()
+    except (OSError, RecursionError):
+        return False
 
 
 def _digest(body: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The folder of one run: its files, its lock, and what may be done to it."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import re
@@ -9,12 +10,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import DatabaseError
+
 from wellposed.errors import UserError
 from wellposed.study.options import Told
 from wellposed.train.checkpoint import write_atomic
 
 FORMAT = 1
 """Version of the run folder's layout; a folder of another one is refused, never guessed at."""
+
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What the system says of a disk that is full or must not be written."""
 
 
 class RunFolder:
@@ -84,6 +92,25 @@ class RunFolder:
                 raise UserError(f"{self.path}: another wellposed run is writing into it") from None
             yield
 
+    @contextlib.contextmanager
+    def written(self) -> Iterator[None]:
+        """Turn a disk that is full or cannot be written, met anywhere in the block, into a user's error.
+
+        Raises:
+            UserError: in place of what SQLite or the system says.
+        """
+        hint = f"what was judged is kept: wellposed fit --resume {self.path}"
+        try:
+            yield
+        except (StorageInternalError, DatabaseError) as error:
+            cause: BaseException | None = error.__cause__ if isinstance(error, StorageInternalError) else error
+            said = getattr(cause, "orig", None) or cause or error
+            raise UserError(f"{self.study}: cannot be written ({said}); {hint}") from None
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            raise UserError(f"{error.filename or self.path}: cannot be written ({error.strerror}); {hint}") from None
+
     def write(self, path: Path, content: str) -> None:
         """Write one of the folder's text files, whole or not at all.
 
@@ -102,11 +129,15 @@ class RunFolder:
             UserError: if it is missing or not JSON.
         """
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
         except FileNotFoundError:
             raise UserError(f"{path}: missing; the run has not ended yet, continue it with --resume") from None
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0][:80]})") from None
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number that JSON knows")
 
 
 class Log:

@@ -100,11 +100,19 @@ def run(
         )
         study.pruner = optuna.pruners.MedianPruner(n_startup_trials=6)
         trial = study.ask()
+        if plan.trials is not None and _ahead(study, trial.number) >= plan.trials:  # another process was quicker
+            study.tell(trial, state=TrialState.FAIL)
+            return
         candidate = choose(trial, problem.kind, plan.fixed)
         if "warm" in trial.user_attrs:
             candidate = warm[trial.user_attrs["warm"]]
         _judge(study, trial, candidate, problem=problem, folds=folds, seed=plan.seed, end=end, first=place == 0)
         told(study.get_trials(deepcopy=False)[trial.number])
+
+
+def _ahead(study: optuna.Study, number: int) -> int:
+    taken = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
+    return sum(trial.number < number for trial in taken)
 
 
 def enqueue_warm_starts(study: optuna.Study, problem: Problem, plan: Plan) -> None:

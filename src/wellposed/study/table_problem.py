@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+import torch
 
-from wellposed.errors import UserError
+from wellposed.errors import UserError, nearest
+from wellposed.layers import TableMLP
 from wellposed.study.metrics import metric_for
 from wellposed.study.options import FitOptions
 from wellposed.study.problem import Fold, Problem
 from wellposed.study.results import Column, DataFacts
 from wellposed.tables import Encoder, Prepared, Splits, make_splits, prepare, read_table
+from wellposed.train.recipe import Recipe
 
 Array: TypeAlias = np.ndarray
 
@@ -83,6 +86,7 @@ def load_problem(options: FitOptions) -> TableProblem:
     Raises:
         UserError: for anything about the file, the columns or the options that the user can mend.
     """
+    check_device(options.device)
     prepared = prepare(
         read_table(options.source),
         options.target,
@@ -127,6 +131,32 @@ def load_problem(options: FitOptions) -> TableProblem:
         fingerprint=_fingerprint(options),
         notes=(*schema.notes, *splits.notes),
     )
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        UserError: naming those there are.
+    """
+    there = ["auto", "cpu"]
+    there += ["cuda"] if torch.cuda.is_available() else []
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    if name not in there:
+        raise UserError(f"--device {name}: not on this machine{nearest(name, there)} (there are: {', '.join(there)})")
+
+
+def check_recipe(recipe: Recipe, table: TableProblem) -> None:
+    """Refuse a recipe that does not suit the table, or whose methods refuse their arguments.
+
+    Raises:
+        UserError: naming the term and its column.
+    """
+    problem = table.problem
+    recipe.check(problem.kind, "table")
+    fold = table.members[0]
+    model = TableMLP(fold.layout, problem.num_classes or 1, width=8, depth=1)
+    recipe.build(model, num_classes=problem.num_classes, num_samples=len(fold.x_train))
 
 
 def single_split(table: TableProblem) -> tuple[Fold, Array, Array]:
