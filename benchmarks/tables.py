@@ -177,8 +177,8 @@ def page() -> str:
     lines = [
         "# `fit` beside gradient boosting on real tables",
         "",
-        f"`wellposed fit` with a budget of {minutes:g} minutes, and scikit-learn's histogram gradient boosting with its",
-        "hyper-parameters searched for the same time on the same folds, one thread each. The test part is the same",
+        f"`wellposed fit` with a budget of {minutes:g} minutes, and scikit-learn's histogram gradient boosting with",
+        "its hyper-parameters searched for the same time on the same folds, one thread each. The test part is the same",
         "fifth of the rows, touched once by each. The last column is `fit` minus gradient boosting in the direction of",
         "better, with its paired 95 % bootstrap interval over test rows; bold where the interval leaves out zero. One",
         "split and one seed a table, as it came out.",

@@ -135,10 +135,10 @@ def catalogue(rows: "Sequence[Row]", words: str) -> None:
     if not rows:
         out.print(Text(f"nothing in the catalogue for {words!r}"))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
     for column in ("number", "slug", "status", "room"):
         table.add_column(column, no_wrap=True)
-    table.add_column("what it does", overflow="ellipsis", no_wrap=True)
+    table.add_column("what it does", overflow="ellipsis", no_wrap=True, ratio=1)
     style = {"works": "green", "partial": "yellow", "planned": "dim"}
     for r in rows:
         table.add_row(str(r.number), r.slug, Text(r.status, style=style.get(r.status, "")), r.room, escape(r.what))
