@@ -66,7 +66,8 @@ def bury_the_dead(study: optuna.Study) -> int:
     """Mark trials that a killed run left behind as failed; their places are taken again. Returns how many."""
     left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
     for trial in left:
-        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        number = study.ask().number if trial.state is TrialState.WAITING else trial.number  # only what runs can fail
+        study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
     return len(left)
 
 
