@@ -182,7 +182,8 @@ def _judge(
                     break
     except optuna.TrialPruned:
         state = TrialState.PRUNED
-    except (ArithmeticError, RuntimeError, UserError, ValueError) as error:  # a cocktail that cannot be trained is a bad cocktail
+    except (ArithmeticError, RuntimeError, UserError, ValueError) as error:
+        # a cocktail that cannot be trained is a bad cocktail, not the end of the search
         state = TrialState.PRUNED
         trial.set_user_attr("why", f"{type(error).__name__}: {error}"[:500])
         if not results:
