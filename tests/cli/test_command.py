@@ -1,5 +1,7 @@
 """The command as a whole: help, one line for a mistake, the catalogue, a claim."""
 
+import contextlib
+import sqlite3
 import subprocess
 import sys
 
@@ -204,3 +206,14 @@ def test_spans_of_time():
     for wrong in ("0", "-5m", "5 minutes", "m", ""):
         with pytest.raises(UserError):
             seconds_of(wrong)
+
+
+def test_a_strangers_database_is_refused_and_left_alone(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as file:
+        file.execute("CREATE TABLE diary (day TEXT)")
+        file.commit()
+    before = (tmp_path / "study.db").read_bytes()
+    said = say("fit", "--resume", tmp_path)
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "not a study of wellposed" in said.err
+    assert (tmp_path / "study.db").read_bytes() == before

@@ -72,9 +72,9 @@ def resume_fit(path: Path, told: Told) -> tuple[RunFolder, RunResult]:
         attrs = search.attributes(folder.study)
         if attrs.get("format") != FORMAT:
             raise UserError(f"{path}: a run in format {attrs.get('format')!r}; this version continues format {FORMAT}")
-        options = FitOptions.from_json(attrs["options"])
+        options = FitOptions.from_json(attrs.get("options", {}))
         table = load_problem(options)
-        if table.fingerprint != attrs["fingerprint"]:
+        if table.fingerprint != attrs.get("fingerprint"):
             raise UserError(f"{options.source}: not the table this run was begun on; start a new run")
         return folder, _Run(folder, options, table, Log(folder, told), started).go()
 
@@ -166,9 +166,12 @@ class _Run:
 
     def _trained(self, candidate: Candidate, out_of_time: object) -> Winner:
         assert callable(out_of_time)
-        members = train_members(
-            self.problem, candidate, self.table.members, seed=self.options.seed, out_of_time=out_of_time
-        )
+        try:
+            members = train_members(
+                self.problem, candidate, self.table.members, seed=self.options.seed, out_of_time=out_of_time
+            )
+        except DivergedError as error:
+            raise UserError(f"{self.options.source}: even the plain net cannot be trained ({error})") from None
         return Winner(candidate, members, -1)
 
     def _worth(self, winner: Winner) -> tuple[Worth, ...]:

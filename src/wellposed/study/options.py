@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from wellposed.errors import UserError
+
 DEFAULT_BUDGET = 300.0
 
 
@@ -77,5 +79,12 @@ class FitOptions:
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> "FitOptions":
-        """What :meth:`to_json` wrote."""
-        return cls(**(plain | {"keep": tuple(plain["keep"])}))
+        """What :meth:`to_json` wrote.
+
+        Raises:
+            UserError: if it is something else.
+        """
+        try:
+            return cls(**(plain | {"keep": tuple(plain["keep"])}))
+        except (KeyError, TypeError) as error:
+            raise UserError(f"the run's options cannot be read ({error})") from None

@@ -1,5 +1,7 @@
 """The search: Optuna proposes cocktails, folds judge them, the study lives in SQLite inside the run folder."""
 
+import contextlib
+import sqlite3
 import statistics
 import time
 import warnings
@@ -11,6 +13,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
 
 from wellposed.errors import UserError
 from wellposed.study.candidates import Candidate, Network, choose, parameters_of, warm_starts
@@ -130,9 +133,13 @@ def attributes(path: Path) -> dict[str, Any]:
         UserError: if the file is no study of ours.
     """
     try:
+        with contextlib.closing(sqlite3.connect(f"file:{path.absolute()}?mode=ro", uri=True)) as file:
+            ours = file.execute("SELECT study_id FROM studies WHERE study_name = ?", (STUDY,)).fetchone()
+            if ours is None:
+                raise UserError(f"{path}: not a study of wellposed")
         return dict(open_study(path).user_attrs)
-    except Exception as error:  # SQLAlchemy and Optuna raise many kinds for a file that is not theirs
-        raise UserError(f"{path}: not a study ({type(error).__name__})") from None
+    except (sqlite3.Error, SQLAlchemyError, RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a study of wellposed ({type(error).__name__})") from None
 
 
 def candidate_of(trial: FrozenTrial) -> Candidate:
