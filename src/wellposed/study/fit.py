@@ -88,7 +88,7 @@ class _Run:
         self.study = search.open_study(folder.study)
         self.recipe = None if options.recipe is None else Recipe.parse(options.recipe)
         self.interrupted = False
-        for line in (*table.prepared.schema.warnings, *table.notes):
+        for line in (table.summary(), *table.prepared.schema.warnings, *table.notes):
             told.note(line)
 
     def go(self) -> RunResult:

@@ -1,6 +1,7 @@
 """From a table to a learning problem: rows set aside, folds, encoded inputs."""
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -57,6 +58,13 @@ class TableProblem:
         """Encoded inputs and targets of the test rows; touched once, at the end."""
         rows = self.splits.test
         return self.encoder.transform(self.prepared.frame.iloc[rows]), self.y[rows]
+
+    def summary(self) -> str:
+        """The target, the kinds of the inputs and the splits, in a line."""
+        schema = self.prepared.schema
+        kinds = Counter(column.kind for column in schema.inputs)
+        inputs = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        return f"{schema.target}: {schema.task} ({schema.task_reason}); inputs: {inputs}; {self.splits.scheme}"
 
     def facts(self) -> DataFacts:
         """The data as it was understood."""
