@@ -23,10 +23,11 @@ below zero; *not reproduced* that the seeds do not decide. Brackets hold the mea
 figures are from far larger tasks: what is compared is the direction. Verdicts are kept as they came out, and none
 settles what happens at the paper's own scale.
 
-**Designs that were changed after a figure was seen**, so that their verdicts count for less: `curvature-instability`
-(baseline, margin and length of the warm-up; with a shorter warm-up it falls behind batch normalisation),
-`structured-sparsity` (three designs, exploratory), `norm-loss` (a grid without the factors that ruin weight decay, which
-is harder for the method), `gradient-noise-scale` (measured at a tuned rate), `elr` and `continual-backprop` (shortened).
+**Designs that were changed after a figure was seen**, so that their verdicts count for less:
+`curvature-instability` (baseline, margin and length of the warm-up; with a shorter warm-up it falls behind batch
+normalisation), `structured-sparsity` (three designs, exploratory), `norm-loss` (a grid without the factors that ruin
+weight decay, which is harder for the method), `gradient-noise-scale` (measured at a tuned rate), `elr` and
+`continual-backprop` (shortened).
 """
 
 
