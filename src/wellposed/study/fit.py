@@ -2,6 +2,7 @@
 
 import platform
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -164,8 +165,7 @@ class _Run:
             return winner, winner
         return winner, self._trained(plain, out_of_time)
 
-    def _trained(self, candidate: Candidate, out_of_time: object) -> Winner:
-        assert callable(out_of_time)
+    def _trained(self, candidate: Candidate, out_of_time: Callable[[], bool]) -> Winner:
         try:
             members = train_members(
                 self.problem, candidate, self.table.members, seed=self.options.seed, out_of_time=out_of_time

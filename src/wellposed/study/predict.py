@@ -15,10 +15,9 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from wellposed.errors import UserError
-from wellposed.layers import TableMLP
 from wellposed.study.candidates import Network
 from wellposed.study.metrics import METRICS
-from wellposed.study.problem import Problem
+from wellposed.study.problem import Problem, build_network
 from wellposed.study.run_folder import FORMAT, RunFolder
 from wellposed.tables import Encoder, Target, read_table
 from wellposed.train.checkpoint import write_atomic
@@ -137,11 +136,6 @@ class Pipeline:
             member.load_state_dict(own, assign=True)
             members.append(member)
         return cls(target, encoder, network, str(body["recipe"]), tuple(members))
-
-
-def build_network(layout: Any, outputs: int, network: Network) -> TableMLP:
-    """The multi-layer perceptron of ``network`` for encoded tables of ``layout``."""
-    return TableMLP(layout, outputs, width=network.width, depth=network.depth, dropout=network.dropout)
 
 
 def predict_table(run: Path, source: str) -> tuple[pd.DataFrame, list[str]]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wellposed.layers import TableMLP
-from wellposed.study.candidates import Candidate, Kind
+from wellposed.study.candidates import Candidate, Kind, Network
 from wellposed.study.metrics import Metric, Task, tie_break
 from wellposed.train.recipe import trainer_for
 from wellposed.train.trainer import History
@@ -81,7 +81,6 @@ class Trained:
     history: History
     seconds: float
     finished: bool
-    valid_predictions: Array = field(repr=False)
 
     @torch.no_grad()
     def predict(self, problem: Problem, x: Array) -> Array:
@@ -90,6 +89,11 @@ class Trained:
         device = next(self.model.parameters()).device
         parts = [self.model(part.to(device)) for part in torch.from_numpy(x).split(4096)]
         return problem.predictions(torch.cat(parts))
+
+
+def build_network(layout: Any, outputs: int, network: Network) -> TableMLP:
+    """The multi-layer perceptron of ``network`` for encoded tables of ``layout``."""
+    return TableMLP(layout, outputs, width=network.width, depth=network.depth, dropout=network.dropout)
 
 
 def train(
@@ -114,13 +118,7 @@ def train(
         return problem.score(y_valid, problem.predictions(outputs))
 
     torch.manual_seed(seed)
-    model = TableMLP(
-        fold.layout,
-        problem.num_classes or 1,
-        width=network.width,
-        depth=network.depth,
-        dropout=network.dropout,
-    )
+    model = build_network(fold.layout, problem.num_classes or 1, network)
     trainer, parts = trainer_for(
         candidate.recipe,
         model,
@@ -159,5 +157,4 @@ def train(
         history=rows,
         seconds=time.monotonic() - started,
         finished=not trainer.out_of_time,
-        valid_predictions=predictions,
     )
